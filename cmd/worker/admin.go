@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// admin is the internal server: health, readiness, metrics.
+type admin struct {
+	pool  *pgxpool.Pool
+	nc    *nats.Conn
+	reg   *prometheus.Registry
+	ready atomic.Bool // false while starting and while stopping
+}
+
+func newAdmin(pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry) *admin {
+	return &admin{pool: pool, nc: nc, reg: reg}
+}
+
+func (a *admin) server() *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", a.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.reg, promhttp.HandlerOpts{}))
+	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
+// readyz answers 200, or 503 with what it waits for.
+func (a *admin) readyz(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	status := map[string]string{"process": "ok", "database": "ok", "nats": "ok"}
+	ok := a.ready.Load()
+	if !ok {
+		status["process"] = "starting or stopping"
+	}
+	if err := a.pool.Ping(ctx); err != nil {
+		ok, status["database"] = false, "no answer"
+	}
+	if !a.nc.IsConnected() {
+		ok, status["nats"] = false, "not connected"
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if !ok {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(status)
+}

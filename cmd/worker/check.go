@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"latchkey/internal/cli"
+	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
+)
+
+func newCheckCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "Check everything the service needs, one line each",
+		Long: `Tries the database and its schema, NATS and its streams, the Stripe key and its permission, the
+default portal configuration and the public URL. Changes nothing. Exits 1 if anything fails.`,
+		Example: "  worker check",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig()
+			if err != nil {
+				return err
+			}
+			c := &checkup{cmd: cmd}
+			c.database(cmd.Context(), cfg)
+			c.nats(cmd.Context(), cfg)
+			c.stripe(cmd.Context(), cfg)
+			c.publicURL(cmd.Context(), cfg)
+			c.line("email", nil, "off: this version delivers by event only")
+			if c.failed {
+				return cli.ErrSilent
+			}
+			return nil
+		},
+	}
+}
+
+// checkup prints a line for each thing it tried.
+type checkup struct {
+	cmd    *cobra.Command
+	failed bool
+}
+
+func (c *checkup) line(what string, err error, fine string) {
+	if err != nil {
+		c.failed = true
+		fmt.Fprintf(c.cmd.OutOrStdout(), "FAIL  %-22s %v\n", what, err)
+		return
+	}
+	fmt.Fprintf(c.cmd.OutOrStdout(), "ok    %-22s %s\n", what, fine)
+}
+
+func (c *checkup) database(ctx context.Context, cfg *Config) {
+	pool, err := plainPool(ctx, cfg.DatabaseURL)
+	if err != nil {
+		c.line("database", err, "")
+		return
+	}
+	defer pool.Close()
+	var version int
+	err = pool.QueryRow(ctx, "SELECT current_setting('server_version_num')::int / 10000").Scan(&version)
+	if err == nil && version < 14 {
+		err = fmt.Errorf("is Postgres %d; 14 or newer is needed", version)
+	}
+	c.line("database", err, fmt.Sprintf("Postgres %d", version))
+	app, err := openPool(ctx, cfg.DatabaseURL)
+	if err == nil {
+		app.Close()
+	}
+	c.line("schema", err, "up to date; the worker's role can be taken")
+}
+
+func (c *checkup) nats(ctx context.Context, cfg *Config) {
+	nc, err := cfg.NATS.Connect("latchkey check", nats.NoReconnect())
+	if err != nil {
+		c.line("NATS", err, "")
+		return
+	}
+	defer nc.Close()
+	c.line("NATS", nil, "server "+nc.ConnectedServerVersion())
+	js, err := jetstream.New(nc)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		err = jobs.EnsureStreams(ctx, js, false)
+	}
+	if err != nil && cfg.ManageStreams {
+		c.line("streams", nil, "will be created or updated at the start ("+err.Error()+")")
+		return
+	}
+	c.line("streams", err, "as they should be")
+}
+
+func (c *checkup) stripe(ctx context.Context, cfg *Config) {
+	s := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion})
+	defer s.Close()
+	mode := "test mode"
+	if live, _ := portal.KeyMode(cfg.StripeAPIKey); live {
+		mode = "live mode"
+	}
+	c.line("Stripe key", withRemedy(s.CheckKey(ctx)), mode+", may create portal sessions")
+	c.line("portal configuration", withRemedy(s.CheckConfiguration(ctx)), "a default one is saved")
+}
+
+func withRemedy(err error) error {
+	var cause *portal.SessionError
+	if errors.As(err, &cause) {
+		return fmt.Errorf("%s (%w)", portal.Remedy(cause.Code), err)
+	}
+	return err
+}
+
+// publicURL asks the click server through its public address for what only it answers.
+func (c *checkup) publicURL(ctx context.Context, cfg *Config) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err := func() error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodHead, cfg.LinkBaseURL+"/l/check", nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return fmt.Errorf("no answer; is 'worker run' up and LINK_BASE_URL its address? %w", err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusNotFound || resp.Header.Get("X-Robots-Tag") == "" {
+			return fmt.Errorf("something else answers at LINK_BASE_URL (HTTP %d)", resp.StatusCode)
+		}
+		return nil
+	}()
+	c.line("public URL", err, cfg.LinkBaseURL)
+}

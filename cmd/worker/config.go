@@ -1,0 +1,186 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"latchkey/internal/config"
+	"latchkey/internal/portal"
+)
+
+// Config is the worker's environment; docs/configuration.md lists it for operators.
+type Config struct {
+	DatabaseURL       string        `envconfig:"DATABASE_URL" secret:"true"` // Postgres 14 or newer
+	NATS              config.NATS   // NATS_URL, NATS_CREDS, NATS_CA
+	ManageStreams     bool          `envconfig:"NATS_MANAGE_STREAMS" default:"true"`  // false: check them only
+	StripeAPIKey      string        `envconfig:"STRIPE_API_KEY" secret:"true"`        // sk_… or rk_…
+	StripeAPIBase     string        `envconfig:"STRIPE_API_BASE"`                     // empty: Stripe's own
+	StripeAPIVersion  string        `envconfig:"STRIPE_API_VERSION"`                  // empty: the SDK's
+	LinkBaseURL       string        `envconfig:"LINK_BASE_URL"`                       // origin of the click server
+	LinkKeys          string        `envconfig:"LINK_KEYS" secret:"true"`             // id:base64key,…
+	LinkTTL           time.Duration `envconfig:"LINK_TTL" default:"336h"`             // of a link that names none
+	LinkTTLMax        time.Duration `envconfig:"LINK_TTL_MAX" default:"2160h"`        //
+	ReturnURL         string        `envconfig:"RETURN_URL"`                          // of sessions that name none
+	ReturnURLHosts    []string      `envconfig:"RETURN_URL_HOSTS"`                    // empty: RETURN_URL's
+	HTTPAddr          string        `envconfig:"HTTP_ADDR" default:":8080"`           // public
+	AdminAddr         string        `envconfig:"ADMIN_ADDR" default:"127.0.0.1:9090"` // internal
+	TrustedProxyCIDRs []string      `envconfig:"TRUSTED_PROXIES"`                     //
+	BrandName         string        `envconfig:"BRAND_NAME"`                          // on the pages
+	SupportURL        string        `envconfig:"SUPPORT_URL"`                         // on the pages; https or mailto
+	Roles             []string      `envconfig:"ROLES" default:"intake,jobs,click"`   //
+	LogLevel          string        `envconfig:"LOG_LEVEL" default:"info"`            // debug, info, warn, error
+	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text
+
+	keys    *portal.Keyring // of LinkKeys
+	proxies []netip.Prefix  // of TrustedProxyCIDRs
+}
+
+// The roles of a process.
+const (
+	roleIntake = "intake"
+	roleJobs   = "jobs"
+	roleClick  = "click"
+)
+
+func (c *Config) has(role string) bool { return slices.Contains(c.Roles, role) }
+
+// loadConfig reads the whole configuration and reports all that is wrong with it at once.
+func loadConfig() (*Config, error) {
+	c := &Config{}
+	problems := config.Load(c)
+	c.validate(&problems)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	return c, nil
+}
+
+func (c *Config) validate(p *config.Problems) {
+	if c.DatabaseURL == "" {
+		p.Add("DATABASE_URL", "is required, such as postgres://latchkey:…@db:5432/latchkey")
+	}
+	switch _, known := portal.KeyMode(c.StripeAPIKey); {
+	case c.StripeAPIKey == "":
+		p.Add("STRIPE_API_KEY", "is required; a restricted key (rk_…) with customer portal write is best")
+	case !known:
+		p.Add("STRIPE_API_KEY", "must be a secret or restricted key, sk_live_…, sk_test_…, rk_live_… or rk_test_…")
+	}
+	if c.StripeAPIBase != "" {
+		checkOrigin(p, "STRIPE_API_BASE", c.StripeAPIBase)
+	}
+	if c.LinkBaseURL == "" {
+		p.Add("LINK_BASE_URL", "is required: the public origin of the click server, https://…")
+	} else {
+		checkOrigin(p, "LINK_BASE_URL", c.LinkBaseURL)
+	}
+	c.LinkBaseURL = strings.TrimRight(c.LinkBaseURL, "/")
+	if c.LinkKeys == "" {
+		p.Add("LINK_KEYS", "is required; 'worker keys new' prints one")
+	} else if keys, err := portal.ParseKeys(c.LinkKeys); err != nil {
+		p.Add("LINK_KEYS", "%v", err)
+	} else {
+		c.keys = keys
+	}
+	c.validateLinks(p)
+	c.validateServers(p)
+}
+
+func (c *Config) validateLinks(p *config.Problems) {
+	if c.LinkTTL <= 0 || c.LinkTTLMax <= 0 {
+		p.Add("LINK_TTL", "and LINK_TTL_MAX must be above 0")
+	} else if c.LinkTTL > c.LinkTTLMax {
+		p.Add("LINK_TTL", "must not be longer than LINK_TTL_MAX")
+	}
+	if c.ReturnURL != "" {
+		if u, err := portal.ParseWebURL(c.ReturnURL); err != nil {
+			p.Add("RETURN_URL", "%v", err)
+		} else if len(c.ReturnURLHosts) == 0 {
+			c.ReturnURLHosts = []string{u.Host}
+		}
+	}
+	for i, h := range c.ReturnURLHosts {
+		h = strings.ToLower(strings.TrimSpace(h))
+		if u, err := url.Parse("https://" + h); err != nil || h == "" || u.Host != h {
+			p.Add("RETURN_URL_HOSTS", "entry %d must be a host, such as app.example.com", i+1)
+		}
+		c.ReturnURLHosts[i] = h
+	}
+	if u, err := url.Parse(c.SupportURL); c.SupportURL != "" && (err != nil || (u.Scheme != "https" && u.Scheme != "mailto")) {
+		p.Add("SUPPORT_URL", "must be an https or mailto URL")
+	}
+}
+
+func (c *Config) validateServers(p *config.Problems) {
+	for i, cidr := range c.TrustedProxyCIDRs {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
+		if err != nil {
+			p.Add("TRUSTED_PROXIES", "entry %d must be a CIDR, such as 10.0.0.0/8", i+1)
+			continue
+		}
+		c.proxies = append(c.proxies, prefix.Masked())
+	}
+	for i, role := range c.Roles {
+		c.Roles[i] = strings.TrimSpace(role)
+		if !slices.Contains([]string{roleIntake, roleJobs, roleClick}, c.Roles[i]) {
+			p.Add("ROLES", "entry %d must be intake, jobs or click", i+1)
+		}
+	}
+	if len(c.Roles) == 0 {
+		p.Add("ROLES", "must name at least one of intake, jobs and click")
+	}
+	var level slog.Level
+	if level.UnmarshalText([]byte(c.LogLevel)) != nil {
+		p.Add("LOG_LEVEL", "must be debug, info, warn or error")
+	}
+	if c.LogFormat != "json" && c.LogFormat != "text" {
+		p.Add("LOG_FORMAT", "must be json or text")
+	}
+}
+
+// checkOrigin takes scheme and host only (a path would silently be dropped from links), and http
+// only for loopback: links and keys go over it.
+func checkOrigin(p *config.Problems, name, raw string) {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "":
+		p.Add(name, "must be an origin, such as https://pay.example.com")
+	case u.Scheme != "https" && (u.Scheme != "http" || !portal.IsLoopback(u.Hostname())):
+		p.Add(name, "must be https (http for loopback only)")
+	}
+}
+
+// returnURLs are the rules of a session.s check.
+func (c *Config) returnURLs() portal.SessionRules {
+	return portal.SessionRules{ReturnURLHosts: c.ReturnURLHosts, APIVersion: c.StripeAPIVersion}
+}
+
+// logger writes to stderr, so that stdout is free for what commands print.
+func (c *Config) logger() *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(c.LogLevel)) // checked in validate
+	opts := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+}
+
+// loadDatabaseURL is for the commands that need nothing else.
+func loadDatabaseURL() (string, error) {
+	c := &struct {
+		URL string `envconfig:"DATABASE_URL" secret:"true"`
+	}{}
+	problems := config.Load(c)
+	if len(problems) == 0 && c.URL == "" {
+		problems.Add("DATABASE_URL", "is required, such as postgres://latchkey:…@db:5432/latchkey")
+	}
+	if len(problems) > 0 {
+		return "", problems
+	}
+	return c.URL, nil
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"crypto/rand"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/internal/cli"
+	"latchkey/internal/portal"
+)
+
+func newKeysCommand() *cobra.Command {
+	keys := &cobra.Command{Use: "keys", Short: "Signing keys of links", Example: "  worker keys new"}
+	var id int
+	newKey := &cobra.Command{
+		Use:   "new",
+		Short: "Print a fresh signing key in the form that LINK_KEYS takes",
+		Long: `Prints id:base64key. To rotate, put the new key in front of the old ones, with another id: the
+first key signs, all verify, so links that are out keep working.`,
+		Example: "  export LINK_KEYS=$(worker keys new)\n  export LINK_KEYS=$(worker keys new --id 2),$LINK_KEYS",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if id < 0 || id > 255 {
+				return cli.Usagef("--id must be from 0 to 255")
+			}
+			var key [32]byte
+			_, _ = rand.Read(key[:]) // never fails: crypto/rand ends the process instead
+			cmd.Println(portal.FormatKey(byte(id), key))
+			return nil
+		},
+	}
+	newKey.Flags().IntVar(&id, "id", 1, "the key's id, 0 to 255")
+	keys.AddCommand(newKey)
+	return keys
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"latchkey/internal/cli"
+	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
+	"latchkey/migrations"
+)
+
+// Deadlines of a stop: all of it within 15 s. A click that waits for Stripe gets the first part
+// of it, then its call is cut and its outcome written down as interrupted.
+const (
+	stopDeadline   = 14 * time.Second
+	stripeStopTime = 6 * time.Second
+)
+
+// poolSize is for one process: 16 measured better than 4 for clicks that commit.
+const poolSize = 16
+
+// listeners are where the servers listen; run closes them.
+type listeners struct{ public, admin net.Listener }
+
+func listen(cfg *Config) (l listeners, err error) {
+	if cfg.has(roleClick) {
+		if l.public, err = net.Listen("tcp", cfg.HTTPAddr); err != nil {
+			return l, fmt.Errorf("HTTP_ADDR can't be listened on: %w", err)
+		}
+	}
+	if l.admin, err = net.Listen("tcp", cfg.AdminAddr); err != nil {
+		if l.public != nil {
+			_ = l.public.Close()
+		}
+		return l, fmt.Errorf("ADMIN_ADDR can't be listened on: %w", err)
+	}
+	return l, nil
+}
+
+// run is the service: it connects what is below, starts the roles in the order in which a request
+// flows, and, when ctx ends or a part fails, stops them in the same order. ready is called once
+// everything is up. A stop that was asked for returns nil.
+func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready func()) error {
+	defer closeListeners(l)
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	pool, err := openPool(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	nc, err := connectNATS(cfg, log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("JetStream: %w", err)
+	}
+	if err := jobs.EnsureStreams(ctx, js, cfg.ManageStreams); err != nil {
+		return err
+	}
+
+	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JetStream: js, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
+	if err != nil {
+		return err
+	}
+	store := &portal.Store{Pool: pool, Publish: river.Publish, Now: time.Now}
+	issuer := &jobs.Issuer{Pool: pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
+	stripe := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL, Registerer: reg})
+	defer stripe.Close()
+	abort, abortStripe := context.WithCancel(context.WithoutCancel(ctx))
+	defer abortStripe()
+	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, TrustedProxies: cfg.proxies, Log: log, Abort: abort,
+		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
+
+	r := &running{log: log, failed: make(chan error, 8)}
+	admin := newAdmin(pool, nc, reg)
+	adminServer := admin.server()
+	r.serve("internal server", adminServer, l.admin)
+	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopIntake()
+	if cfg.has(roleIntake) {
+		r.start("intake", func() error { return jobs.NewIntake(js, issuer, log, reg).Run(intakeCtx) })
+		service := &jobs.Service{Issuer: issuer, Store: store, Log: log}
+		r.start("micro service", func() error { return service.Serve(intakeCtx, nc, cli.Version) })
+	}
+	if cfg.has(roleJobs) {
+		if err := river.Start(context.WithoutCancel(ctx)); err != nil {
+			return fmt.Errorf("start the jobs: %w", err)
+		}
+	}
+	clickServer := click.HTTPServer()
+	if cfg.has(roleClick) {
+		r.serve("click server", clickServer, l.public)
+	}
+	admin.ready.Store(true)
+	log.Info("ready", "roles", cfg.Roles, "version", cli.Version)
+	if ready != nil {
+		ready()
+	}
+
+	var cause error
+	select {
+	case <-ctx.Done():
+		log.Info("stopping")
+	case cause = <-r.failed:
+		log.Error("a part failed; stopping", "error", cause)
+	}
+	admin.ready.Store(false)
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
+	defer cancel()
+	defer time.AfterFunc(stripeStopTime, abortStripe).Stop()
+	stopIntake()
+	err = errors.Join(cause, clickServer.Shutdown(stopCtx))
+	if cfg.has(roleJobs) {
+		err = errors.Join(err, river.Stop(stopCtx))
+	}
+	err = errors.Join(err, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
+	if err == nil {
+		log.Info("stopped")
+	}
+	return err
+}
+
+func requestRules(cfg *Config) jobs.Rules {
+	live, known := portal.KeyMode(cfg.StripeAPIKey)
+	return jobs.Rules{Session: cfg.returnURLs(), TTL: cfg.LinkTTL, TTLMax: cfg.LinkTTLMax, Livemode: live, LivemodeKnown: known}
+}
+
+// openPool checks the schema as the user that DATABASE_URL names, then opens the pool, each of
+// whose sessions takes the worker's role: an owner's URL gives the worker no owner's rights.
+func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	if err := checkSchema(ctx, url); err != nil {
+		return nil, err
+	}
+	cfg, err := poolConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", redactURL(err))
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("the database user can't take the role %s; run 'GRANT %s TO <user>' or 'worker migrate': %w", migrations.AppRole, migrations.AppRole, redactURL(err))
+	}
+	return pool, nil
+}
+
+func checkSchema(ctx context.Context, url string) error {
+	pool, err := plainPool(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	err = migrations.Check(ctx, pool)
+	if errors.Is(err, migrations.ErrBehind) {
+		return fmt.Errorf("%w; run 'worker migrate' first", err)
+	}
+	return err
+}
+
+// plainPool opens a pool under the user that the URL names.
+func plainPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	cfg, err := poolConfig(url)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", redactURL(err))
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("no connection to the database, is DATABASE_URL right and the server up? %w", redactURL(err))
+	}
+	return pool, nil
+}
+
+func poolConfig(url string) (*pgxpool.Config, error) {
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("DATABASE_URL is not a Postgres URL or connection string") // the cause quotes it
+	}
+	if cfg.MaxConns == int32(max(4, runtime.NumCPU())) { // pgx's default: the URL says nothing of pool_max_conns
+		cfg.MaxConns = poolSize
+	}
+	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	cfg.ConnConfig.RuntimeParams["application_name"] = "latchkey"
+	return cfg, nil
+}
+
+// redactURL keeps what a connection error says and drops the connection string that it quotes.
+func redactURL(err error) error {
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		return errors.New("DATABASE_URL can't be parsed")
+	}
+	return err
+}
+
+func connectNATS(cfg *Config, log *slog.Logger) (*nats.Conn, error) {
+	return cfg.NATS.Connect("latchkey worker",
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("the connection to NATS is lost; reconnecting", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { log.Info("the connection to NATS is back") }),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			subject := ""
+			if sub != nil {
+				subject = sub.Subject
+			}
+			log.Warn("NATS", "subject", subject, "error", err)
+		}))
+}
+
+// running keeps the parts that were started; the first that ends by an error ends the service.
+type running struct {
+	log    *slog.Logger
+	parts  sync.WaitGroup
+	failed chan error
+}
+
+func (r *running) start(name string, f func() error) {
+	r.parts.Go(func() {
+		if err := f(); err != nil {
+			r.failed <- fmt.Errorf("%s: %w", name, err)
+		}
+	})
+}
+
+func (r *running) serve(name string, srv *http.Server, l net.Listener) {
+	r.start(name, func() error {
+		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+}
+
+// wait returns when all parts have ended, or says that they did not in time.
+func (r *running) wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { r.parts.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return errors.New("not every part ended in time; what was open is taken up at the next start")
+	}
+}
+
+func closeListeners(l listeners) {
+	for _, ln := range []net.Listener{l.public, l.admin} {
+		if ln != nil {
+			_ = ln.Close() // closed by its server already, or never served
+		}
+	}
+}

@@ -1,0 +1,60 @@
+// Package cli is what both binaries' command lines share: one line of error that says what to do,
+// and exit codes 0 done, 1 failed, 2 wrong usage.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Version of both binaries; semantic versioning, as a NATS micro service needs it.
+const Version = "0.1.0"
+
+// ErrSilent ends a command with exit code 1 when all has been said already.
+var ErrSilent = errors.New("failed")
+
+// Main runs a command and returns the exit code. SIGINT and SIGTERM end its context; a second
+// one ends the process at once.
+func Main(root *cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+
+	root.Version = Version
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	// What fails before a command's own code runs is wrong usage: flags, arguments, its name.
+	started := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	err := root.ExecuteContext(ctx)
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, ErrSilent):
+		return 1
+	case !started:
+		fmt.Fprintf(os.Stderr, "%s: %v; see '%s --help'\n", root.Name(), err, root.Name())
+		return 2
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+	var usage *UsageError
+	if errors.As(err, &usage) {
+		return 2
+	}
+	return 1
+}
+
+// UsageError is returned by a command whose arguments don't go together.
+type UsageError struct{ Text string }
+
+func (e *UsageError) Error() string { return e.Text }
+
+// Usagef makes a UsageError.
+func Usagef(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }

@@ -1,0 +1,270 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// A batch is what waits, at most intakeBatch; the first message of one waits at most
+// intakeLinger for company.
+const (
+	intakeBatch  = 500
+	intakeLinger = time.Millisecond
+	intakeLoops  = 2
+)
+
+// Intake takes requests off PORTAL_REQUESTS, has them issued, and only then acknowledges them.
+type Intake struct {
+	JetStream jetstream.JetStream
+	Issuer    *Issuer
+	Log       *slog.Logger
+
+	metrics *intakeMetrics
+}
+
+// NewIntake makes an intake; reg may be nil.
+func NewIntake(js jetstream.JetStream, issuer *Issuer, log *slog.Logger, reg prometheus.Registerer) *Intake {
+	return &Intake{JetStream: js, Issuer: issuer, Log: log, metrics: newIntakeMetrics(reg)}
+}
+
+// Run serves requests until ctx ends; what was fetched by then is still served. The streams must
+// be there (EnsureStreams).
+func (in *Intake) Run(ctx context.Context) error {
+	consumer, err := ensureConsumer(ctx, in.JetStream)
+	if err != nil {
+		return err
+	}
+	var loops sync.WaitGroup
+	for range intakeLoops {
+		loops.Go(func() { in.loop(ctx, consumer) })
+	}
+	loops.Wait()
+	return nil
+}
+
+// loop fetches and serves batches. The iterator outlives reconnections; when it fails for good
+// (the consumer was deleted), a new consumer and iterator take its place.
+func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
+	for ctx.Err() == nil {
+		err := in.consume(ctx, consumer)
+		if ctx.Err() != nil {
+			return
+		}
+		in.Log.Warn("intake lost its consumer and makes it anew", "error", err)
+		if !sleep(ctx, time.Second) {
+			return
+		}
+		if c, err := ensureConsumer(ctx, in.JetStream); err == nil {
+			consumer = c
+		}
+	}
+}
+
+func (in *Intake) consume(ctx context.Context, consumer jetstream.Consumer) error {
+	it, err := consumer.Messages(jetstream.PullMaxMessages(intakeBatch))
+	if err != nil {
+		return fmt.Errorf("fetch requests: %w", err)
+	}
+	defer it.Stop()
+	// Drain makes Next hand over what is buffered and then end.
+	defer context.AfterFunc(ctx, it.Drain)()
+	for {
+		batch, err := collect(it)
+		if len(batch) > 0 {
+			// Detached: what was fetched before the stop is served, not given back.
+			in.serve(context.WithoutCancel(ctx), ctx, batch)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// collect waits for one message and takes along what follows within the linger.
+func collect(it jetstream.MessagesContext) ([]jetstream.Msg, error) {
+	first, err := it.Next()
+	if err != nil {
+		return nil, err
+	}
+	batch := []jetstream.Msg{first}
+	deadline := time.Now().Add(intakeLinger)
+	for len(batch) < intakeBatch {
+		msg, err := it.Next(jetstream.NextMaxWait(max(time.Until(deadline), time.Microsecond)))
+		if errors.Is(err, nats.ErrTimeout) {
+			return batch, nil
+		}
+		if err != nil {
+			return batch, err
+		}
+		batch = append(batch, msg)
+	}
+	return batch, nil
+}
+
+// serve issues a batch and then tells JetStream. Until the commit nothing is acknowledged; after
+// it, a lost acknowledgement means a redelivery that finds the link.
+func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
+	items := make([]*Item, 0, len(batch))
+	msgs := make(map[*Item]jetstream.Msg, len(batch))
+	for _, msg := range batch {
+		item, err := newItem(msg)
+		if err != nil { // not from JetStream: nothing to acknowledge either
+			in.Log.Error("a message without JetStream's metadata", "error", err)
+			continue
+		}
+		items = append(items, item)
+		msgs[item] = msg
+	}
+	for _, part := range in.issue(ctx, items) {
+		if part.err != nil {
+			in.giveBack(part, msgs)
+			sleep(stop, time.Second) // the database is away: fetch no faster than it may come back
+			continue
+		}
+		in.metrics.count(part.items)
+		for _, item := range part.items {
+			in.settle(ctx, item, msgs[item])
+		}
+	}
+}
+
+// part is a run of items that shared a transaction.
+type part struct {
+	items []*Item
+	err   error
+}
+
+// issue serves items in one transaction, and, where the database refuses a value that our checks
+// let through, each in its own, so that one bad request holds up no other.
+func (in *Intake) issue(ctx context.Context, items []*Item) []part {
+	err := in.Issuer.Issue(ctx, items)
+	if err == nil || !refusesValue(err) {
+		return []part{{items, err}}
+	}
+	if len(items) == 1 {
+		in.Log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", err)
+		items[0].refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
+		return []part{{items, in.Issuer.Issue(ctx, items)}}
+	}
+	var parts []part
+	for i := range items {
+		parts = append(parts, in.issue(ctx, items[i:i+1])...)
+	}
+	return parts
+}
+
+// refusesValue tells an error that the same rows will always meet (data exception, integrity
+// constraint, program limit) from one that passes.
+func refusesValue(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	class := pg.Code[:min(2, len(pg.Code))]
+	return class == "22" || class == "23" || class == "54"
+}
+
+// giveBack asks for redelivery, later with each try.
+func (in *Intake) giveBack(p part, msgs map[*Item]jetstream.Msg) {
+	in.metrics.failed.Inc()
+	in.Log.Error("requests could not be committed and go back to JetStream", "requests", len(p.items), "error", p.err)
+	for _, item := range p.items {
+		msg := msgs[item]
+		delay := 30 * time.Second
+		if meta, err := msg.Metadata(); err == nil && meta.NumDelivered < 6 {
+			delay = time.Second << (meta.NumDelivered - 1)
+		}
+		if err := msg.NakWithDelay(delay); err != nil {
+			in.Log.Warn("a request will be redelivered after its ack wait", "error", err)
+		}
+	}
+}
+
+// settle acknowledges a served request, and dead-letters a rejected one. Durable by now are the
+// link or the rejection's audit row.
+func (in *Intake) settle(ctx context.Context, item *Item, msg jetstream.Msg) {
+	log := in.Log.With("request_id", item.Request.ID)
+	if item.Rejection == nil {
+		log.Debug("request served", "link_id", item.Link.ID, "result", item.result())
+		if err := msg.Ack(); err != nil {
+			log.Warn("the acknowledgement was lost; the redelivery will find the link", "error", err)
+		}
+		return
+	}
+	log.Warn("request rejected", "code", item.Rejection.Code, "reason", item.Rejection.Reason)
+	if err := in.deadLetter(ctx, item, msg); err != nil {
+		log.Error("the dead letter could not be stored; the request goes back to JetStream", "error", err)
+		if err := msg.NakWithDelay(5 * time.Second); err != nil {
+			log.Warn("a request will be redelivered after its ack wait", "error", err)
+		}
+		return
+	}
+	if err := msg.TermWithReason(string(item.Rejection.Code)); err != nil {
+		log.Warn("the termination was lost; the redelivery will be dead-lettered under the same id", "error", err)
+	}
+}
+
+// Headers of a dead letter, beside the request's own.
+const (
+	HeaderReason   = "Latchkey-Reason"
+	HeaderCode     = "Latchkey-Code"
+	HeaderSequence = "Latchkey-Sequence" // of the request in PORTAL_REQUESTS
+	HeaderSubject  = "Latchkey-Subject"  // it was published to
+)
+
+// deadLetter stores the request as it came. The audit row's id goes along as Nats-Msg-Id, so a
+// redelivery's dead letter is dropped as a repeat.
+func (in *Intake) deadLetter(ctx context.Context, item *Item, msg jetstream.Msg) error {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return err
+	}
+	dead := nats.NewMsg(DeadPrefix + string(item.Rejection.Code))
+	for k, v := range msg.Headers() {
+		if !strings.HasPrefix(k, "Nats-") { // JetStream's own: an expected sequence, a dedupe id
+			dead.Header[k] = v
+		}
+	}
+	dead.Header.Set(HeaderReason, item.Rejection.Reason)
+	dead.Header.Set(HeaderCode, string(item.Rejection.Code))
+	dead.Header.Set(HeaderSequence, strconv.FormatUint(meta.Sequence.Stream, 10))
+	dead.Header.Set(HeaderSubject, msg.Subject())
+	dead.Data = msg.Data()
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err = in.JetStream.PublishMsg(ctx, dead, jetstream.WithMsgID(item.MessageID.String()))
+	return err
+}
+
+func newItem(msg jetstream.Msg) (*Item, error) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	source, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject(), RequestsPrefix), ".")
+	return &Item{Body: msg.Data(), Source: source, Published: meta.Timestamp,
+		MessageID: messageID(meta.Stream, meta.Sequence.Stream, meta.Timestamp)}, nil
+}
+
+// sleep waits, and returns false where ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

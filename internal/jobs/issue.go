@@ -1,0 +1,305 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"latchkey/internal/portal"
+)
+
+// Issuer turns checked requests into links: one transaction for a batch of any origin.
+type Issuer struct {
+	Pool    *pgxpool.Pool
+	Keys    *portal.Keyring
+	BaseURL string // LINK_BASE_URL, without a slash at its end
+	Rules   Rules
+	Publish portal.PublishFunc
+	Now     func() time.Time
+}
+
+// Item is one request on its way to a link. Issue fills in the lower half.
+type Item struct {
+	Body      []byte
+	Source    string    // what the subject says; empty where there is none
+	Published time.Time // when the request was stored: a redelivery has the same, a repeat another
+	MessageID uuid.UUID // derived from the message, so that a redelivery has the same
+
+	Request   *Request
+	Link      *portal.Link // the link, made now or before
+	Rejection *Rejection   // set instead of Link where the request can never be served
+	Repeat    bool         // the link was there before
+
+	hash       []byte
+	redelivery bool
+	refuse     *Rejection // set by intake once the database refused the item
+}
+
+// messageID derives the id of the audit row that a message may need (request.rejected,
+// request.duplicate) from its place in the stream. Its first 48 bits are the time, as in any
+// UUIDv7.
+func messageID(stream string, seq uint64, stored time.Time) uuid.UUID {
+	var in [16]byte
+	binary.BigEndian.PutUint64(in[:8], seq)
+	binary.BigEndian.PutUint64(in[8:], uint64(stored.UnixNano()))
+	sum := sha256.Sum256(append([]byte("latchkey message "+stream+" "), in[:]...))
+	id := uuid.UUID(sum[:16])
+	ms := uint64(stored.UnixMilli())
+	for i := range 6 {
+		id[i] = byte(ms >> (40 - 8*i))
+	}
+	id[6], id[8] = id[6]&0x0f|0x70, id[8]&0x3f|0x80
+	return id
+}
+
+// Issue serves a batch. When it returns nil, one transaction has committed for each item a link
+// with its audit row and its publish job, or finds that they are there already, or the audit row
+// of its rejection: the items may be acknowledged. After an error nothing is known to be
+// durable, and serving the same items again is right: what did take effect is found.
+func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
+	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
+	for _, item := range items {
+		s.parse(item, now)
+	}
+	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+		if err := s.insertLinks(ctx, tx, items, now); err != nil {
+			return err
+		}
+		if err := s.findRepeats(ctx, tx, items); err != nil {
+			return err
+		}
+		return s.appendAudit(ctx, tx, items, now)
+	})
+	// BeginFunc has committed: durable are links, audit rows and publish jobs. A crash here means
+	// a redelivery, which adds nothing.
+}
+
+// parse checks a request and prepares its link.
+func (s *Issuer) parse(item *Item, now time.Time) {
+	item.Link, item.Rejection, item.Repeat, item.redelivery = nil, nil, false, false
+	req, err := ParseRequest(item.Body, s.Rules, now)
+	item.Request = req
+	if err == nil && item.refuse != nil {
+		err = item.refuse
+	}
+	if err == nil && item.Source != "" && req.Source != item.Source {
+		err = field("$.source", "must be the token behind "+RequestsPrefix+" in the subject", "another source")
+	}
+	if err == nil {
+		item.Link, item.hash, err = s.newLink(req, now)
+	}
+	if err != nil && !errors.As(err, &item.Rejection) {
+		item.Rejection = &Rejection{InvalidField, "$: can't be stored"}
+	}
+}
+
+func (s *Issuer) newLink(req *Request, now time.Time) (*portal.Link, []byte, error) {
+	hash, err := req.hash()
+	if err != nil {
+		return nil, nil, err
+	}
+	session, err := json.Marshal(req.Session)
+	if err != nil {
+		return nil, nil, err
+	}
+	metadata := []byte("{}")
+	if len(req.Metadata) > 0 {
+		if metadata, err = json.Marshal(req.Metadata); err != nil {
+			return nil, nil, err
+		}
+	}
+	expires, err := req.Expiry(s.Rules, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, nil, err
+	}
+	link := &portal.Link{
+		ID: id, RequestID: req.ID, Source: req.Source, Campaign: req.Campaign,
+		Customer: req.Session.CustomerID(), StripeAccount: req.StripeAccount,
+		Session: session, Metadata: metadata, KeyID: s.Keys.SignerID(), CreatedAt: now, ExpiresAt: expires,
+	}
+	if req.MaxSessions != nil {
+		link.MaxSessions = *req.MaxSessions
+	}
+	return link, hash, nil
+}
+
+// insertLinks writes one row for each request id that has none, and marks the other items as
+// repeats. Rows go in by request id, so that two batches with the same ids can't deadlock.
+func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now time.Time) error {
+	byID := map[string]*Item{} // the first of each id in this batch
+	var batch []*Item
+	for _, item := range items {
+		if item.Rejection != nil {
+			continue
+		}
+		item.Repeat = true
+		if byID[item.Link.RequestID] == nil {
+			byID[item.Link.RequestID] = item
+			batch = append(batch, item)
+		}
+	}
+	if len(batch) == 0 {
+		return nil
+	}
+	slices.SortFunc(batch, func(a, b *Item) int { return cmp.Compare(a.Link.RequestID, b.Link.RequestID) })
+	n := len(batch)
+	ids, hashes := make([]uuid.UUID, n), make([][]byte, n)
+	requests, sources, customers := make([]string, n), make([]string, n), make([]string, n)
+	campaigns, accounts := make([]string, n), make([]string, n)
+	sessions, metadata := make([]string, n), make([]string, n)
+	keys, limits := make([]int16, n), make([]int32, n)
+	published, expires := make([]time.Time, n), make([]time.Time, n)
+	for i, item := range batch {
+		l := item.Link
+		ids[i], hashes[i], requests[i], sources[i], customers[i] = l.ID, item.hash, l.RequestID, l.Source, l.Customer
+		campaigns[i], accounts[i], sessions[i], metadata[i] = l.Campaign, l.StripeAccount, string(l.Session), string(l.Metadata)
+		keys[i], limits[i], published[i], expires[i] = int16(l.KeyID), int32(l.MaxSessions), item.Published, l.ExpiresAt
+	}
+	rows, err := tx.Query(ctx, `
+		INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, stripe_account,
+			session, metadata, key_id, max_sessions, created_at, expires_at)
+		SELECT id, request_id, request_hash, published_at, source, nullif(campaign, ''), customer, nullif(account, ''),
+			session::jsonb, metadata::jsonb, key_id, nullif(max_sessions, 0), $1, expires_at
+		FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::text[],
+			$10::text[], $11::text[], $12::smallint[], $13::int[], $14::timestamptz[])
+			AS t (id, request_id, request_hash, published_at, source, campaign, customer, account,
+				session, metadata, key_id, max_sessions, expires_at)
+		ON CONFLICT (request_id) DO NOTHING
+		RETURNING request_id`,
+		now, ids, requests, hashes, published, sources, campaigns, customers, accounts,
+		sessions, metadata, keys, limits, expires)
+	if err != nil {
+		return fmt.Errorf("insert links: %w", err)
+	}
+	made, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("insert links: %w", err)
+	}
+	for _, id := range made {
+		byID[id].Repeat = false
+	}
+	return nil
+}
+
+// findRepeats reads the links that were there before (or came from this batch's first item of the
+// same id) and sorts repeats into redeliveries, duplicates and conflicts.
+func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) error {
+	var ids []string
+	for _, item := range items {
+		if item.Repeat {
+			ids = append(ids, item.Link.RequestID)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	links, err := portal.LoadLinks(ctx, tx, `request_id = ANY($1)`, ids)
+	if err != nil {
+		return err
+	}
+	rows, err := tx.Query(ctx, `SELECT request_id, request_hash, published_at FROM links WHERE request_id = ANY($1)`, ids)
+	if err != nil {
+		return fmt.Errorf("read earlier requests: %w", err)
+	}
+	type origin struct {
+		hash      []byte
+		published time.Time
+	}
+	origins := map[string]origin{}
+	var id string
+	var o origin
+	if _, err := pgx.ForEachRow(rows, []any{&id, &o.hash, &o.published}, func() error { origins[id] = o; return nil }); err != nil {
+		return fmt.Errorf("read earlier requests: %w", err)
+	}
+	byID := map[string]*portal.Link{}
+	for _, l := range links {
+		byID[l.RequestID] = l
+	}
+	for _, item := range items {
+		if !item.Repeat {
+			continue
+		}
+		first := origins[item.Link.RequestID]
+		if !slices.Equal(first.hash, item.hash) {
+			item.Link, item.Repeat = nil, false
+			item.Rejection = &Rejection{IDConflict, "$.id was used before, by a request with other content; a new request needs a new id"}
+			continue
+		}
+		item.redelivery = first.published.Equal(item.Published.Truncate(time.Microsecond))
+		item.Link = byID[item.Link.RequestID]
+	}
+	return nil
+}
+
+// appendAudit writes the batch's audit rows and one job that publishes those that are events.
+func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now time.Time) error {
+	ids, err := portal.NewIDs(len(items))
+	if err != nil {
+		return err
+	}
+	var events []portal.AuditEvent
+	var publish []portal.IDRange
+	issued := 0
+	for _, item := range items {
+		e := portal.AuditEvent{ID: item.MessageID, At: now, RequestID: item.Request.ID}
+		switch {
+		case item.Rejection != nil:
+			e.Kind = portal.RequestRejected
+			e.Detail = map[string]any{"code": item.Rejection.Code, "reason": item.Rejection.Reason}
+		case item.redelivery:
+			continue
+		case item.Repeat:
+			// The producer asked again, so it hears again: the row's event is link.issued once more.
+			e.Kind, e.LinkID = portal.RequestDuplicate, item.Link.ID
+			publish = append(publish, portal.OneID(e.ID))
+		default:
+			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(issued)
+			issued++
+		}
+		events = append(events, e)
+	}
+	if err := portal.InsertAudit(ctx, tx, events); err != nil {
+		return err
+	}
+	if issued > 0 {
+		publish = append(publish, portal.IDRange{First: ids.First, Last: ids.At(issued - 1)})
+	}
+	if len(publish) == 0 {
+		return nil
+	}
+	return s.Publish(ctx, tx, publish...)
+}
+
+// IssuedData is the data of link.issued, and the answer to a synchronous create.
+type IssuedData struct {
+	EventData
+	URL       string    `json:"url"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Issued is that data of an item that has a link.
+func (s *Issuer) Issued(link *portal.Link) (*IssuedData, error) {
+	return issuedData(s.Keys, s.BaseURL, link)
+}
+
+func issuedData(keys *portal.Keyring, baseURL string, link *portal.Link) (*IssuedData, error) {
+	token, err := keys.Sign(link.KeyID, link.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &IssuedData{EventData: newEventData(link), URL: baseURL + "/l/" + token, ExpiresAt: link.ExpiresAt.UTC()}, nil
+}

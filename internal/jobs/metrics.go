@@ -1,0 +1,58 @@
+package jobs
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics of the job side. Labels are our own words, never a producer's.
+type metrics struct {
+	published, publishFailed, swept prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	m := &metrics{
+		published:     prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_events_published_total", Help: "Events that JetStream acknowledged."}),
+		publishFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_publish_snoozes_total", Help: "Publish jobs put off because JetStream did not acknowledge."}),
+		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted."}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.published, m.publishFailed, m.swept)
+	}
+	return m
+}
+
+// intakeMetrics count requests by how they ended: issued, duplicate, redelivered, or a code.
+type intakeMetrics struct {
+	requests *prometheus.CounterVec
+	batches  prometheus.Counter
+	failed   prometheus.Counter
+}
+
+func newIntakeMetrics(reg prometheus.Registerer) *intakeMetrics {
+	m := &intakeMetrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "latchkey_requests_total", Help: "Requests by how they ended."}, []string{"result"}),
+		batches:  prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_intake_batches_total", Help: "Transactions that intake committed."}),
+		failed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_intake_failures_total", Help: "Batches given back to JetStream because the database did not take them."}),
+	}
+	if reg != nil {
+		reg.MustRegister(m.requests, m.batches, m.failed)
+	}
+	return m
+}
+
+func (m *intakeMetrics) count(items []*Item) {
+	m.batches.Inc()
+	for _, item := range items {
+		m.requests.WithLabelValues(item.result()).Inc()
+	}
+}
+
+func (i *Item) result() string {
+	switch {
+	case i.Rejection != nil:
+		return string(i.Rejection.Code)
+	case i.redelivery:
+		return "redelivered"
+	case i.Repeat:
+		return "duplicate"
+	}
+	return "issued"
+}

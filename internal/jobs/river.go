@@ -1,0 +1,162 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivertype"
+
+	"latchkey/internal/portal"
+)
+
+const (
+	queueEvents      = "events"
+	queueMaintenance = "maintenance"
+)
+
+// River's throughput is MaxWorkers ÷ FetchCooldown and its idle latency one cooldown: 5 ms keeps
+// publish-to-event in the milliseconds, 50 workers keep 50 batches in flight.
+const (
+	fetchCooldown     = 5 * time.Millisecond
+	fetchPollInterval = 500 * time.Millisecond
+	eventWorkers      = 50
+	completedJobsKept = 10 * time.Minute // the audit is the record; the job is not
+)
+
+// sweepEvery is how often open clicks are looked for, and abandonedAfter how old they must be:
+// more than twice what the longest click takes (Stripe's 10 s and three transactions).
+const (
+	sweepEvery     = 15 * time.Second
+	abandonedAfter = time.Minute
+)
+
+// River is the job queue: a client that inserts, and, after Start, works.
+type River struct {
+	client *river.Client[pgx.Tx]
+}
+
+// RiverConfig is what the jobs need.
+type RiverConfig struct {
+	Pool      *pgxpool.Pool
+	JetStream jetstream.JetStream
+	Keys      *portal.Keyring
+	BaseURL   string
+	Now       func() time.Time
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer
+}
+
+// NewRiver makes the client. It works no job until Start.
+func NewRiver(cfg RiverConfig) (*River, error) {
+	r := &River{}
+	m := newMetrics(cfg.Metrics)
+	workers := river.NewWorkers()
+	river.AddWorker(workers, &publishWorker{pool: cfg.Pool, js: cfg.JetStream, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
+	store := &portal.Store{Pool: cfg.Pool, Publish: r.Publish, Now: cfg.Now}
+	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
+	client, err := river.NewClient(riverpgxv5.New(cfg.Pool), &river.Config{
+		Queues: map[string]river.QueueConfig{
+			queueEvents:      {MaxWorkers: eventWorkers},
+			queueMaintenance: {MaxWorkers: 1},
+		},
+		Workers: workers,
+		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(sweepEvery),
+			func() (river.JobArgs, *river.InsertOpts) { return SweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
+		FetchCooldown:               fetchCooldown,
+		FetchPollInterval:           fetchPollInterval,
+		CompletedJobRetentionPeriod: completedJobsKept,
+		JobTimeout:                  time.Minute,
+		RescueStuckJobsAfter:        2 * time.Minute,
+		SoftStopTimeout:             5 * time.Second,
+		ReindexerSchedule:           river.NeverSchedule(), // the worker's role does not own River's indexes
+		ErrorHandler:                &jobErrors{log: cfg.Log},
+		Logger:                      slog.New(levelHandler{cfg.Log.Handler()}),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("river: %w", err)
+	}
+	r.client = client
+	return r, nil
+}
+
+// Start works jobs until Stop.
+func (r *River) Start(ctx context.Context) error { return r.client.Start(ctx) }
+
+// Stop lets running jobs end, at most SoftStopTimeout, and leaves the rest to the next start. It
+// may be called on a client that was not started.
+func (r *River) Stop(ctx context.Context) error { return r.client.Stop(ctx) }
+
+// Publish is the portal.PublishFunc: one job in the transaction that wrote the rows.
+func (r *River) Publish(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
+	if _, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, nil); err != nil {
+		return fmt.Errorf("insert the publish job: %w", err)
+	}
+	return nil
+}
+
+// SweepArgs has nothing in it: the rows tell what is open.
+type SweepArgs struct{}
+
+// Kind is the job's name in River.
+func (SweepArgs) Kind() string { return "sweep" }
+
+// InsertOpts gives it one try: the next one is due in 15 s anyway.
+func (SweepArgs) InsertOpts() river.InsertOpts {
+	return river.InsertOpts{Queue: queueMaintenance, MaxAttempts: 1}
+}
+
+// sweepWorker closes clicks whose worker died between click.started and the outcome.
+type sweepWorker struct {
+	river.WorkerDefaults[SweepArgs]
+
+	store   *portal.Store
+	log     *slog.Logger
+	metrics *metrics
+}
+
+// Work closes all that is open and old enough.
+func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[SweepArgs]) error {
+	for {
+		n, err := w.store.Sweep(ctx, w.store.Now().Add(-abandonedAfter))
+		if err != nil || n == 0 {
+			return err
+		}
+		w.metrics.swept.Add(float64(n))
+		w.log.Warn("closed clicks that a stopped worker left without an outcome", "clicks", n)
+	}
+}
+
+// jobErrors logs failed jobs. Arguments are ids and stay out all the same.
+type jobErrors struct{ log *slog.Logger }
+
+// HandleError logs an attempt that failed; River decides on the next one.
+func (h *jobErrors) HandleError(_ context.Context, job *rivertype.JobRow, err error) *river.ErrorHandlerResult {
+	h.log.Error("job failed", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "max_attempts", job.MaxAttempts, "error", err)
+	return nil
+}
+
+// HandlePanic logs the stack, not the value: that could hold anything.
+func (h *jobErrors) HandlePanic(_ context.Context, job *rivertype.JobRow, val any, trace string) *river.ErrorHandlerResult {
+	h.log.Error("job panicked", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "type", fmt.Sprintf("%T", val), "stack", trace)
+	return nil
+}
+
+// levelHandler lets River's own log through from warnings on: at info it tells of each election.
+type levelHandler struct{ slog.Handler }
+
+func (h levelHandler) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && h.Handler.Enabled(ctx, l)
+}
+
+func (h levelHandler) WithAttrs(a []slog.Attr) slog.Handler {
+	return levelHandler{h.Handler.WithAttrs(a)}
+}
+func (h levelHandler) WithGroup(n string) slog.Handler { return levelHandler{h.Handler.WithGroup(n)} }

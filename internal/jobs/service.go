@@ -1,0 +1,244 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"latchkey/internal/portal"
+)
+
+// Subjects of the micro service `latchkey`, which answers the standard $SRV verbs as well.
+const (
+	ServiceName   = "latchkey"
+	CreateSubject = "portal.links.create"
+	GetSubject    = "portal.links.get"
+	RevokeSubject = "portal.links.revoke"
+)
+
+// Error codes of the service beside the contract's codes of a rejected request.
+const (
+	CodeNotFound    = "not_found"
+	CodeBadRequest  = "bad_request"
+	CodeUnavailable = "unavailable"
+)
+
+const (
+	serviceInFlight = 64
+	serviceTimeout  = 30 * time.Second
+)
+
+// Service is the synchronous way in.
+type Service struct {
+	Issuer *Issuer
+	Store  *portal.Store
+	Log    *slog.Logger
+}
+
+// GetRequest asks for a link by its id, its request's id, or a click's (the reference on an error
+// page).
+type GetRequest struct {
+	ID string `json:"id"`
+}
+
+// Status is a link, or a rejected request, and what happened to it. It has no URL: status is what
+// gets pasted into tickets.
+type Status struct {
+	Link     *LinkStatus `json:"link,omitempty"` // nil for a request that was rejected
+	Timeline []Happening `json:"timeline"`
+}
+
+// LinkStatus is the state of a link.
+type LinkStatus struct {
+	EventData
+	State           portal.State `json:"state"`
+	CreatedAt       time.Time    `json:"created_at"`
+	ExpiresAt       time.Time    `json:"expires_at"`
+	RevokedAt       *time.Time   `json:"revoked_at,omitempty"`
+	SessionsCreated int          `json:"sessions_created"`
+	MaxSessions     int          `json:"max_sessions,omitempty"`
+}
+
+// Happening is an audit row.
+type Happening struct {
+	At     time.Time      `json:"at"`
+	Kind   portal.Kind    `json:"kind"`
+	ID     uuid.UUID      `json:"id"`
+	Detail map[string]any `json:"detail"`
+}
+
+// RevokeResponse tells how many links ended.
+type RevokeResponse struct {
+	Revoked int `json:"revoked"`
+}
+
+// Serve answers until ctx ends, then lets requests in flight end.
+func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string) error {
+	srv, err := micro.AddService(nc, micro.Config{
+		Name:        ServiceName,
+		Version:     version,
+		Description: "Signed links to Stripe's customer portal",
+		ErrorHandler: func(_ micro.Service, e *micro.NATSError) {
+			s.Log.Warn("micro service", "subject", e.Subject, "error", e.Description)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("micro service: %w", err)
+	}
+	// Serving hangs on a context of its own: a stop lets answers that were begun go out.
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var running sync.WaitGroup
+	slots := make(chan struct{}, serviceInFlight)
+	for name, endpoint := range map[string]struct {
+		subject string
+		handle  func(context.Context, []byte) (any, error)
+	}{"create": {CreateSubject, s.create}, "get": {GetSubject, s.get}, "revoke": {RevokeSubject, s.revoke}} {
+		err := srv.AddEndpoint(name, micro.HandlerFunc(func(req micro.Request) {
+			slots <- struct{}{}
+			running.Go(func() {
+				defer func() { <-slots }()
+				s.respond(work, req, endpoint.handle)
+			})
+		}), micro.WithEndpointSubject(endpoint.subject))
+		if err != nil {
+			return fmt.Errorf("micro endpoint %s: %w", name, errors.Join(err, srv.Stop()))
+		}
+	}
+	<-ctx.Done()
+	err = srv.Stop() // drains the subscriptions
+	running.Wait()
+	if err != nil && !errors.Is(err, nats.ErrConnectionClosed) {
+		return fmt.Errorf("micro service: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) respond(ctx context.Context, req micro.Request, handle func(context.Context, []byte) (any, error)) {
+	ctx, cancel := context.WithTimeout(ctx, serviceTimeout)
+	defer cancel()
+	answer, err := handle(ctx, req.Data())
+	if err == nil {
+		err = req.RespondJSON(answer)
+	} else {
+		code, text := serviceError(err)
+		if code == CodeUnavailable {
+			s.Log.Error("micro request failed", "subject", req.Subject(), "error", err)
+		}
+		err = req.Error(code, text, nil)
+	}
+	if err != nil {
+		s.Log.Warn("a micro answer could not be sent", "subject", req.Subject(), "error", err)
+	}
+}
+
+// serviceError gives a caller the code and what to do, and keeps the inside in.
+func serviceError(err error) (code, text string) {
+	var rejection *Rejection
+	switch {
+	case errors.As(err, &rejection):
+		return string(rejection.Code), rejection.Reason
+	case errors.Is(err, portal.ErrNoLink):
+		return CodeNotFound, "no link, request or click has this id"
+	case errors.Is(err, portal.ErrRevocation), errors.Is(err, errBadRequest):
+		return CodeBadRequest, err.Error()
+	}
+	return CodeUnavailable, "can't be served right now; try again in a few seconds"
+}
+
+var errBadRequest = errors.New("the request is not the JSON object that this endpoint takes")
+
+// create issues a link and answers, after the same commit that intake makes, with link.issued's
+// data.
+func (s *Service) create(ctx context.Context, body []byte) (any, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	item := &Item{Body: body, Published: s.Issuer.Now(), MessageID: id}
+	if err := s.Issuer.Issue(ctx, []*Item{item}); err != nil {
+		return nil, err
+	}
+	if item.Rejection != nil {
+		return nil, item.Rejection
+	}
+	return s.Issuer.Issued(item.Link)
+}
+
+func (s *Service) revoke(ctx context.Context, body []byte) (any, error) {
+	var r portal.Revocation
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, errBadRequest
+	}
+	n, err := s.Store.Revoke(ctx, r)
+	return RevokeResponse{Revoked: n}, err
+}
+
+func (s *Service) get(ctx context.Context, body []byte) (any, error) {
+	var r GetRequest
+	if err := json.Unmarshal(body, &r); err != nil || r.ID == "" {
+		return nil, errBadRequest
+	}
+	link, err := s.find(ctx, r.ID)
+	if errors.Is(err, portal.ErrNoLink) {
+		return s.rejected(ctx, r.ID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `link_id = $2`, link.ID)
+	if err != nil {
+		return nil, err
+	}
+	status := &LinkStatus{EventData: newEventData(link), State: link.StateAt(s.Store.Now()),
+		CreatedAt: link.CreatedAt.UTC(), ExpiresAt: link.ExpiresAt.UTC(), SessionsCreated: link.SessionsCreated, MaxSessions: link.MaxSessions}
+	if !link.RevokedAt.IsZero() {
+		at := link.RevokedAt.UTC()
+		status.RevokedAt = &at
+	}
+	return Status{Link: status, Timeline: timeline(rows)}, nil
+}
+
+// find looks an id up as a link's, a click's and a request's.
+func (s *Service) find(ctx context.Context, id string) (*portal.Link, error) {
+	where, args := `request_id = $1`, []any{id}
+	if u, err := uuid.Parse(id); err == nil {
+		where, args = `id = $1 OR id = (SELECT link_id FROM clicks WHERE id = $1) OR request_id = $2`, []any{u, id}
+	}
+	links, err := portal.LoadLinks(ctx, s.Store.Pool, where+` LIMIT 1`, args...)
+	if err != nil {
+		return nil, err
+	}
+	if len(links) == 0 {
+		return nil, portal.ErrNoLink
+	}
+	return links[0], nil
+}
+
+// rejected finds what became of a request that has no link.
+func (s *Service) rejected(ctx context.Context, requestID string) (any, error) {
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `kind = 'request.rejected' AND request_id = $2`, requestID)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) == 0 {
+		return nil, portal.ErrNoLink
+	}
+	return Status{Timeline: timeline(rows)}, nil
+}
+
+func timeline(rows []portal.AuditEvent) []Happening {
+	out := make([]Happening, len(rows))
+	for i, row := range rows {
+		out[i] = Happening{At: row.At.UTC(), Kind: row.Kind, ID: row.ID, Detail: row.Detail}
+	}
+	return out
+}

@@ -1,0 +1,175 @@
+package portal
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Kind is what an audit row tells; docs/events.md describes each.
+type Kind string
+
+// The kinds that this version writes. Those before the blank line are also events.
+const (
+	LinkIssued     Kind = "link.issued"
+	LinkOpened     Kind = "link.opened"
+	LinkRevoked    Kind = "link.revoked"
+	SessionCreated Kind = "session.created"
+	SessionFailed  Kind = "session.failed"
+
+	RequestDuplicate Kind = "request.duplicate" // published too: as link.issued once more
+	RequestRejected  Kind = "request.rejected"
+	ClickStarted     Kind = "click.started"
+	ClickDenied      Kind = "click.denied"
+)
+
+// AuditEvent is a row of audit_events, and where there is a visitor one of audit_visitors.
+type AuditEvent struct {
+	ID        uuid.UUID
+	At        time.Time
+	Kind      Kind
+	LinkID    uuid.UUID      // uuid.Nil = none
+	RequestID string         // empty = none
+	ClickID   uuid.UUID      // uuid.Nil = none
+	Detail    map[string]any // never a token, a session URL, a key, or a visitor's data
+	Visitor   *Visitor
+}
+
+// Visitor is personal data: it stands in a table with a retention of its own.
+type Visitor struct {
+	IP        netip.Addr
+	UserAgent string
+}
+
+// IDRange is a run of consecutive audit ids, both ends included. A publish job names its rows by
+// one, so that a batch of 500 events costs a job of 100 bytes and one range scan.
+type IDRange struct {
+	First uuid.UUID `json:"first"`
+	Last  uuid.UUID `json:"last"`
+}
+
+// NewIDs returns n ≤ 65536 fresh consecutive ids: a UUIDv7 whose last 16 bits count. 58 random
+// bits in one millisecond keep the ranges of different writers apart.
+func NewIDs(n int) (IDRange, error) {
+	first, err := uuid.NewV7()
+	if err != nil {
+		return IDRange{}, fmt.Errorf("draw audit ids: %w", err)
+	}
+	first[14], first[15] = 0, 0
+	r := IDRange{First: first, Last: first}
+	r.Last[14], r.Last[15] = byte((n-1)>>8), byte(n-1)
+	return r, nil
+}
+
+// At is the i-th id of the range.
+func (r IDRange) At(i int) uuid.UUID {
+	id := r.First
+	id[14], id[15] = byte(i>>8), byte(i)
+	return id
+}
+
+// OneID is the range of a single row.
+func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
+
+// PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. It
+// is handed down from above, where River lives.
+type PublishFunc func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error
+
+// InsertAudit appends rows in the caller's transaction. A row whose id is there already is left
+// as it is: ids that are derived from a message make its redelivery add nothing.
+func InsertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
+	if len(events) == 0 {
+		return nil
+	}
+	batch := &pgx.Batch{}
+	if err := queueAudit(batch, events); err != nil {
+		return err
+	}
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("append audit rows: %w", err)
+	}
+	return nil
+}
+
+// queueAudit puts the inserts of rows into a pipeline.
+func queueAudit(batch *pgx.Batch, events []AuditEvent) error {
+	n := len(events)
+	var (
+		ids, links, clicks = make([]uuid.UUID, n), make([]*uuid.UUID, n), make([]*uuid.UUID, n)
+		ats                = make([]time.Time, n)
+		kinds, details     = make([]string, n), make([]string, n)
+		requests           = make([]*string, n)
+	)
+	for i := range events {
+		e := &events[i]
+		detail := []byte("{}")
+		if len(e.Detail) > 0 {
+			var err error
+			if detail, err = json.Marshal(e.Detail); err != nil {
+				return fmt.Errorf("audit detail of %s: %w", e.Kind, err)
+			}
+		}
+		ids[i], ats[i], kinds[i], details[i] = e.ID, e.At, string(e.Kind), string(detail)
+		links[i], clicks[i] = orNull(e.LinkID, uuid.Nil), orNull(e.ClickID, uuid.Nil)
+		requests[i] = orNull(e.RequestID, "")
+		if e.Visitor != nil {
+			batch.Queue(`INSERT INTO audit_visitors (event_id, at, ip, user_agent) VALUES ($1, $2, $3, $4)
+				ON CONFLICT (event_id) DO NOTHING`, e.ID, e.At, e.Visitor.IP, cleanUserAgent(e.Visitor.UserAgent))
+		}
+	}
+	batch.Queue(`INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
+		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb
+		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[])
+			AS t (id, at, kind, link_id, request_id, click_id, detail)
+		ON CONFLICT (id) DO NOTHING`, ids, ats, kinds, links, requests, clicks, details)
+	return nil
+}
+
+// LoadAudit reads rows in the order in which they happened. The condition is ours.
+func LoadAudit(ctx context.Context, db Querier, where string, args ...any) ([]AuditEvent, error) {
+	rows, err := db.Query(ctx, `SELECT id, at, kind, coalesce(link_id, $1), coalesce(request_id, ''), coalesce(click_id, $1), detail
+		FROM audit_events WHERE `+where+` ORDER BY at, id`, append([]any{uuid.Nil}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("read audit rows: %w", err)
+	}
+	events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e AuditEvent, err error) {
+		err = row.Scan(&e.ID, &e.At, &e.Kind, &e.LinkID, &e.RequestID, &e.ClickID, &e.Detail)
+		return e, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read audit rows: %w", err)
+	}
+	return events, nil
+}
+
+func orNull[T comparable](v, none T) *T {
+	if v == none {
+		return nil
+	}
+	return &v
+}
+
+// cleanUserAgent makes a header that a stranger wrote fit its column: valid UTF-8 without
+// controls, at most 512 characters.
+func cleanUserAgent(s string) string {
+	if len(s) > 4*512 {
+		s = s[:4*512]
+	}
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return -1
+		}
+		return r
+	}, s)
+	if r := []rune(s); len(r) > 512 {
+		s = string(r[:512])
+	}
+	return s
+}

@@ -1,0 +1,107 @@
+package portal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Link is a row of links, as far as a click, an event or a status needs it.
+type Link struct {
+	ID               uuid.UUID
+	RequestID        string
+	Source           string
+	Campaign         string // empty = none
+	Customer         string // session.customer or session.customer_account
+	StripeAccount    string // connected account; empty = the key's own
+	Session          []byte // JSON of SessionParams
+	Metadata         []byte // JSON object
+	KeyID            byte
+	MaxSessions      int // 0 = no limit
+	SessionsCreated  int
+	SessionsReserved int // clicks that wait for Stripe right now
+	CreatedAt        time.Time
+	ExpiresAt        time.Time
+	RevokedAt        time.Time // zero = not revoked
+}
+
+// State is what a link can be to the person who presses its button.
+type State string
+
+// The states, in the order in which they are told.
+const (
+	StateRevoked State = "revoked"
+	StateExpired State = "expired"
+	StateUsedUp  State = "used_up"
+	StateLive    State = "live"
+)
+
+// ErrNoLink is returned when no link has the id: a token that verifies, of a database that was
+// lost or of another one.
+var ErrNoLink = errors.New("no such link")
+
+// StateAt is the link's state at a time.
+func (l *Link) StateAt(now time.Time) State {
+	switch {
+	case !l.RevokedAt.IsZero():
+		return StateRevoked
+	case !now.Before(l.ExpiresAt):
+		return StateExpired
+	case l.MaxSessions > 0 && l.SessionsCreated >= l.MaxSessions:
+		return StateUsedUp
+	}
+	return StateLive
+}
+
+// Querier is a pool, a connection or a transaction.
+type Querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+const linkColumns = `id, request_id, source, coalesce(campaign, ''), stripe_customer, coalesce(stripe_account, ''),
+	session, metadata, key_id, coalesce(max_sessions, 0), sessions_created, sessions_reserved,
+	created_at, expires_at, revoked_at`
+
+// LoadLink reads a link by its id, or returns ErrNoLink.
+func LoadLink(ctx context.Context, db Querier, id uuid.UUID) (*Link, error) {
+	links, err := LoadLinks(ctx, db, `id = $1`, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(links) == 0 {
+		return nil, ErrNoLink
+	}
+	return links[0], nil
+}
+
+// LoadLinks reads the links that a condition on the table's columns selects. The condition is
+// ours, never a user's text.
+func LoadLinks(ctx context.Context, db Querier, where string, args ...any) ([]*Link, error) {
+	rows, err := db.Query(ctx, `SELECT `+linkColumns+` FROM links WHERE `+where, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	links, err := pgx.CollectRows(rows, scanLink)
+	if err != nil {
+		return nil, fmt.Errorf("read links: %w", err)
+	}
+	return links, nil
+}
+
+func scanLink(row pgx.CollectableRow) (*Link, error) {
+	l := &Link{}
+	var key int16
+	var revoked *time.Time
+	err := row.Scan(&l.ID, &l.RequestID, &l.Source, &l.Campaign, &l.Customer, &l.StripeAccount,
+		&l.Session, &l.Metadata, &key, &l.MaxSessions, &l.SessionsCreated, &l.SessionsReserved,
+		&l.CreatedAt, &l.ExpiresAt, &revoked)
+	l.KeyID = byte(key)
+	if revoked != nil {
+		l.RevokedAt = *revoked
+	}
+	return l, err
+}

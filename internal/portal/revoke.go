@@ -1,0 +1,90 @@
+package portal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Revocation says which links die, by whom and why. Exactly one of the first four is set.
+type Revocation struct {
+	LinkID    string `json:"link_id,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+	Customer  string `json:"customer,omitempty"`
+	Campaign  string `json:"campaign,omitempty"`
+	By        string `json:"by"`
+	Reason    string `json:"reason,omitempty"`
+}
+
+// ErrRevocation is returned for a revocation that is not complete.
+var ErrRevocation = errors.New("name exactly one of link_id, request_id, customer and campaign, and who revokes in by (reason and by: at most 200 characters)")
+
+// revokeChunk bounds a transaction; a campaign of 100,000 links takes a few hundred.
+const revokeChunk = 500
+
+func (r Revocation) where() (string, any, error) {
+	set := 0
+	where, arg := "", any(nil)
+	for column, value := range map[string]string{"id": r.LinkID, "request_id": r.RequestID, "stripe_customer": r.Customer, "campaign": r.Campaign} {
+		if value != "" {
+			set++
+			where, arg = column+" = $1", value
+		}
+	}
+	if set != 1 || r.By == "" || len(r.By) > 200 || len(r.Reason) > 200 {
+		return "", nil, ErrRevocation
+	}
+	if r.LinkID != "" {
+		id, err := uuid.Parse(r.LinkID)
+		if err != nil {
+			return "", nil, fmt.Errorf("link_id is not a UUID: %w", ErrRevocation)
+		}
+		arg = id
+	}
+	return where, arg, nil
+}
+
+// Revoke ends links for ever, effective on their next click on every replica, and returns how
+// many it ended; links that were revoked before are not counted. A crash between chunks leaves
+// the first ones revoked, and a second call ends the rest.
+func (s *Store) Revoke(ctx context.Context, r Revocation) (int, error) {
+	where, arg, err := r.where()
+	if err != nil {
+		return 0, err
+	}
+	total := 0
+	for {
+		n, err := s.revokeSome(ctx, r, where, arg)
+		total += n
+		if err != nil || n < revokeChunk {
+			return total, err
+		}
+	}
+}
+
+func (s *Store) revokeSome(ctx context.Context, r Revocation, where string, arg any) (int, error) {
+	var n int
+	err := pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+		now := s.Now()
+		rows, err := tx.Query(ctx, `UPDATE links SET revoked_at = $2, revoked_by = $3, revoke_reason = nullif($4, '')
+			WHERE id IN (SELECT id FROM links WHERE `+where+` AND revoked_at IS NULL ORDER BY id LIMIT `+fmt.Sprint(revokeChunk)+` FOR UPDATE)
+			RETURNING id, request_id`, arg, now, r.By, r.Reason)
+		if err != nil {
+			return fmt.Errorf("revoke links: %w", err)
+		}
+		events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e AuditEvent, err error) {
+			e.Kind, e.At, e.Detail = LinkRevoked, now, map[string]any{"by": r.By, "reason": r.Reason}
+			err = row.Scan(&e.LinkID, &e.RequestID)
+			return e, err
+		})
+		if err != nil || len(events) == 0 {
+			return err
+		}
+		n = len(events)
+		return s.appendAll(ctx, tx, events)
+	})
+	return n, err
+}

@@ -1,0 +1,235 @@
+package portal
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/failsafe-go/failsafe-go"
+	"github.com/failsafe-go/failsafe-go/retrypolicy"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stripe/stripe-go/v86"
+)
+
+// StripeConfig is what the client of Stripe needs.
+type StripeConfig struct {
+	Key              string // sk_… or rk_…
+	APIBase          string // empty = Stripe's own
+	APIVersion       string // empty = the SDK's
+	DefaultReturnURL string // for sessions that name none
+	Registerer       prometheus.Registerer
+}
+
+// Deadlines of one click's conversation with Stripe. A try that hangs is given up early enough
+// for another one under the same idempotency key.
+const (
+	stripeDeadline   = 10 * time.Second
+	stripeTryTimeout = 4 * time.Second
+	stripeTries      = 4
+)
+
+// Stripe creates portal sessions. It is safe for concurrent use.
+type Stripe struct {
+	cfg      StripeConfig
+	client   *stripe.Client
+	retry    failsafe.Executor[*stripe.BillingPortalSession]
+	httpOK   bool // session URLs may be http: Stripe itself is on loopback
+	http     *http.Client
+	duration *prometheus.HistogramVec
+}
+
+// Session is a portal session that Stripe made. URL is a bearer secret: it goes into one
+// response and nowhere else, which is why the type prints without it.
+type Session struct {
+	ID        string
+	RequestID string
+	Livemode  bool
+	URL       string
+}
+
+// String keeps the URL out of logs.
+func (s Session) String() string { return "Session(" + s.ID + ")" }
+
+// GoString is String, for %#v.
+func (s Session) GoString() string { return s.String() }
+
+// NewStripe returns a client; it does not call Stripe.
+func NewStripe(cfg StripeConfig) *Stripe {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.MaxIdleConnsPerHost = 64
+	transport.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	s := &Stripe{
+		cfg:    cfg,
+		http:   &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		httpOK: loopbackURL(cfg.APIBase),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "latchkey_stripe_request_duration_seconds",
+			Help:    "Time of one try to create a portal session, by result.",
+			Buckets: []float64{.025, .05, .1, .2, .4, .8, 1.6, 3.2, 6.4},
+		}, []string{"result"}),
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(s.duration)
+	}
+	backend := &stripe.BackendConfig{
+		HTTPClient:        s.http,
+		MaxNetworkRetries: stripe.Int64(0), // its own skip 500, 503 and 409, and sleep without looking at the context
+		EnableTelemetry:   stripe.Bool(false),
+		LeveledLogger:     &stripe.LeveledLogger{Level: stripe.LevelNull}, // at debug it would print session URLs
+	}
+	if cfg.APIBase != "" {
+		backend.URL = stripe.String(strings.TrimRight(cfg.APIBase, "/"))
+	}
+	s.client = stripe.NewClient(cfg.Key, stripe.WithBackends(stripe.NewBackendsWithConfig(backend)))
+	s.retry = failsafe.With(retrypolicy.NewBuilder[*stripe.BillingPortalSession]().
+		HandleIf(func(_ *stripe.BillingPortalSession, err error) bool { return worthAnotherTry(err) }).
+		WithBackoff(150*time.Millisecond, 1500*time.Millisecond).
+		WithJitterFactor(0.3).
+		WithMaxAttempts(stripeTries).
+		ReturnLastFailure().
+		Build())
+	return s
+}
+
+// Close drops idle connections.
+func (s *Stripe) Close() { s.http.CloseIdleConnections() }
+
+// CreateSession makes the session of one click attempt. The click's id is the idempotency key of
+// all its tries, so that a lost answer is asked for again and never becomes a second session; the
+// next click has another key, or Stripe would replay an expired URL for 24 h. The error is a
+// *SessionError. It returns within 10 s, or when ctx ends.
+func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID) (Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, stripeDeadline)
+	defer cancel()
+	params, err := s.params(link, click)
+	if err != nil {
+		return Session{}, &SessionError{Code: CodeInvalidRequest, err: err}
+	}
+	got, err := s.retry.WithContext(ctx).GetWithExecution(func(exec failsafe.Execution[*stripe.BillingPortalSession]) (*stripe.BillingPortalSession, error) {
+		return s.try(exec.Context(), params)
+	})
+	if err != nil {
+		return Session{}, classify(err)
+	}
+	session := Session{ID: got.ID, Livemode: got.Livemode, URL: got.URL}
+	if got.LastResponse != nil {
+		session.RequestID = got.LastResponse.RequestID
+	}
+	if err := s.checkURL(got.URL); err != nil {
+		return Session{}, &SessionError{Code: CodeBadSessionURL, RequestID: session.RequestID, err: err}
+	}
+	return session, nil
+}
+
+func (s *Stripe) try(ctx context.Context, params *stripe.BillingPortalSessionCreateParams) (*stripe.BillingPortalSession, error) {
+	ctx, cancel := context.WithTimeout(ctx, stripeTryTimeout)
+	defer cancel()
+	began := time.Now()
+	p := *params // stripe-go writes the context into it
+	session, err := s.client.V1BillingPortalSessions.Create(ctx, &p)
+	result := "ok"
+	if err != nil {
+		result = string(classify(err).Code)
+	}
+	s.duration.WithLabelValues(result).Observe(time.Since(began).Seconds())
+	return session, err
+}
+
+// params puts a link's session on the wire form of stripe-go. links.session holds Stripe's names
+// and stripe-go's parameters carry them as JSON tags, so one decodes into the other; what this
+// SDK does not type yet goes in as extra parameters.
+func (s *Stripe) params(link *Link, click uuid.UUID) (*stripe.BillingPortalSessionCreateParams, error) {
+	p := &stripe.BillingPortalSessionCreateParams{}
+	if err := json.Unmarshal(link.Session, p); err != nil {
+		return nil, fmt.Errorf("session of link %s: %w", link.ID, err)
+	}
+	if p.ReturnURL == nil && s.cfg.DefaultReturnURL != "" {
+		p.ReturnURL = stripe.String(s.cfg.DefaultReturnURL)
+	}
+	p.SetIdempotencyKey("latchkey_click_" + click.String())
+	if link.StripeAccount != "" {
+		p.SetStripeAccount(link.StripeAccount)
+	}
+	version := s.cfg.APIVersion
+	own, err := decodeSession(link.Session)
+	if err != nil {
+		return nil, fmt.Errorf("session of link %s: %w", link.ID, err)
+	}
+	if a := own.AfterExpiration; a != nil {
+		p.AddExtra("after_expiration[type]", a.Type)
+		if a.CustomerLogin != nil && a.CustomerLogin.ExpiresAt != nil {
+			p.AddExtra("after_expiration[customer_login][expires_at]", strconv.FormatInt(*a.CustomerLogin.ExpiresAt, 10))
+		}
+		if version == "" {
+			version = AfterExpirationVersion
+		}
+	}
+	if version != "" {
+		p.Headers = http.Header{"Stripe-Version": {version}}
+	}
+	return p, nil
+}
+
+// checkURL refuses to redirect a customer anywhere but to https (http where Stripe itself is a
+// simulator on loopback). The host is free: accounts have custom domains.
+func (s *Stripe) checkURL(raw string) error {
+	u, err := ParseWebURL(raw)
+	if err == nil && (u.Scheme == "https" || s.httpOK) {
+		return nil
+	}
+	return errors.New("the session's URL is not an https URL")
+}
+
+// OnLoopback tells whether Stripe is a simulator on this machine, so that session URLs may be
+// http.
+func (s *Stripe) OnLoopback() bool { return s.httpOK }
+
+// KeyMode reads the mode off a key's form: sk_live_…, rk_test_….
+func KeyMode(key string) (live, known bool) {
+	parts := strings.SplitN(key, "_", 3)
+	if len(parts) < 3 {
+		return false, false
+	}
+	return parts[1] == "live", parts[1] == "live" || parts[1] == "test"
+}
+
+// CheckKey asks Stripe whether the key may create portal sessions, without creating one: it leaves
+// the customer out, and Stripe looks at the key before the parameters. The error is a
+// *SessionError.
+func (s *Stripe) CheckKey(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stripeDeadline)
+	defer cancel()
+	_, err := s.client.V1BillingPortalSessions.Create(ctx, &stripe.BillingPortalSessionCreateParams{})
+	if cause := classify(err); err != nil && cause.Code != CodeInvalidRequest {
+		return cause
+	}
+	return nil
+}
+
+// CheckConfiguration asks Stripe whether a default portal configuration exists. The error is a
+// *SessionError.
+func (s *Stripe) CheckConfiguration(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stripeDeadline)
+	defer cancel()
+	params := &stripe.BillingPortalConfigurationListParams{IsDefault: stripe.Bool(true)}
+	params.Limit = stripe.Int64(1)
+	for _, err := range s.client.V1BillingPortalConfigurations.List(ctx, params).All(ctx) {
+		if err != nil {
+			return classify(err)
+		}
+		return nil
+	}
+	return &SessionError{Code: CodeNotConfigured, err: errors.New("no default portal configuration")}
+}
+
+func loopbackURL(raw string) bool {
+	u, err := ParseWebURL(raw)
+	return err == nil && IsLoopback(u.Hostname())
+}

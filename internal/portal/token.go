@@ -1,0 +1,177 @@
+package portal
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"hash"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/google/uuid"
+)
+
+// A token is the 48 characters of base64url (RFC 4648 §5, no padding) over 36 bytes:
+//
+//	byte 0      version, 1
+//	byte 1      key id
+//	bytes 2–17  link id (UUID)
+//	bytes 18–35 the first 18 bytes (144 bits) of HMAC-SHA256(K, bytes 0–17)
+//
+// K is HKDF-SHA256 of the key with the info string below, so that a key of LINK_KEYS signs
+// nothing but link tokens here and can serve other purposes under other info strings. 36 bytes
+// fill 48 characters without spare bits: each token has one spelling.
+//
+// Verify checks, in this order: length, alphabet, version, that the key id is known, and the MAC
+// in constant time. It needs no database. docs/token.md specifies the format for others.
+const (
+	tokenVersion  = 1
+	tokenMACLen   = 18
+	tokenRawLen   = 2 + 16 + tokenMACLen
+	tokenLen      = tokenRawLen / 3 * 4
+	tokenKeyInfo  = "latchkey link token v1"
+	signingKeyLen = 32
+)
+
+// ErrToken is returned when a token is not one that these keys signed. It does not tell which
+// check failed: to whoever forges one they all look the same.
+var ErrToken = errors.New("not a valid link token")
+
+// Keyring signs and verifies link tokens. The first key of its list signs; all verify. It is
+// safe for concurrent use, and prints as nothing but its key ids.
+type Keyring struct {
+	signer byte
+	keys   map[byte]*linkKey
+}
+
+// linkKey holds MAC states of one derived key; making one costs more than the MAC itself.
+type linkKey struct{ macs sync.Pool }
+
+// ParseKeys reads LINK_KEYS: a comma list of id:base64key, ids 0–255, keys of 32 bytes. Its
+// errors name entries by their place, never by their content.
+func ParseKeys(s string) (*Keyring, error) {
+	ring := &Keyring{keys: map[byte]*linkKey{}}
+	for i, entry := range strings.Split(s, ",") {
+		idText, keyText, ok := strings.Cut(strings.TrimSpace(entry), ":")
+		if !ok {
+			return nil, fmt.Errorf("entry %d is not of the form id:base64key (worker keys new prints one)", i+1)
+		}
+		id, err := strconv.ParseUint(idText, 10, 8)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: the id must be a number from 0 to 255", i+1)
+		}
+		key, err := decodeKey(keyText)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: %w", i+1, err)
+		}
+		if ring.keys[byte(id)] != nil {
+			return nil, fmt.Errorf("entry %d: the id %d stands twice", i+1, id)
+		}
+		derived, err := hkdf.Key(sha256.New, key, nil, tokenKeyInfo, sha256.Size)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: %w", i+1, err)
+		}
+		ring.keys[byte(id)] = &linkKey{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, derived) }}}
+		if i == 0 {
+			ring.signer = byte(id)
+		}
+	}
+	return ring, nil
+}
+
+// decodeKey takes base64 in the standard or the URL alphabet, with or without padding.
+func decodeKey(s string) ([]byte, error) {
+	s = strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(s, "="))
+	key, err := base64.RawStdEncoding.DecodeString(s)
+	if err != nil {
+		return nil, errors.New("the key is not base64")
+	}
+	if len(key) != signingKeyLen {
+		return nil, fmt.Errorf("the key has %d bytes, it must have %d", len(key), signingKeyLen)
+	}
+	return key, nil
+}
+
+// FormatKey writes a key as ParseKeys reads it.
+func FormatKey(id byte, key [signingKeyLen]byte) string {
+	return strconv.Itoa(int(id)) + ":" + base64.StdEncoding.EncodeToString(key[:])
+}
+
+// SignerID is the id of the key that signs new links; it is stored with each link.
+func (k *Keyring) SignerID() byte { return k.signer }
+
+// Has tells whether links of this key can be served.
+func (k *Keyring) Has(id byte) bool { return k.keys[id] != nil }
+
+// Sign returns the token of a link under the key whose id the link's row holds, so that every
+// call for ever gives the same token. The error says that the key is not in LINK_KEYS any more.
+func (k *Keyring) Sign(keyID byte, link uuid.UUID) (string, error) {
+	key := k.keys[keyID]
+	if key == nil {
+		return "", fmt.Errorf("link %s was signed by key %d, which LINK_KEYS lacks", link, keyID)
+	}
+	var raw [tokenRawLen]byte
+	raw[0], raw[1] = tokenVersion, keyID
+	copy(raw[2:], link[:])
+	mac := key.mac(raw[:tokenRawLen-tokenMACLen])
+	copy(raw[tokenRawLen-tokenMACLen:], mac[:])
+	return base64.RawURLEncoding.EncodeToString(raw[:]), nil
+}
+
+// Verify returns the link that a token names, or ErrToken.
+func (k *Keyring) Verify(token string) (uuid.UUID, error) {
+	var raw [tokenRawLen]byte
+	if len(token) != tokenLen {
+		return uuid.Nil, ErrToken
+	}
+	// DecodeString would skip line breaks; isTokenChar has refused them with all else.
+	if leadingToken(token) != token {
+		return uuid.Nil, ErrToken
+	}
+	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(token)); err != nil || n != tokenRawLen {
+		return uuid.Nil, ErrToken
+	}
+	key := k.keys[raw[1]]
+	if raw[0] != tokenVersion || key == nil {
+		return uuid.Nil, ErrToken
+	}
+	mac := key.mac(raw[:tokenRawLen-tokenMACLen])
+	if !hmac.Equal(mac[:], raw[tokenRawLen-tokenMACLen:]) {
+		return uuid.Nil, ErrToken
+	}
+	return uuid.UUID(raw[2:18]), nil
+}
+
+func (k *linkKey) mac(msg []byte) (out [tokenMACLen]byte) {
+	h := k.macs.Get().(hash.Hash)
+	defer k.macs.Put(h)
+	h.Reset()
+	h.Write(msg)
+	var sum [sha256.Size]byte
+	copy(out[:], h.Sum(sum[:0]))
+	return out
+}
+
+// leadingToken returns the longest prefix of s in the token's alphabet. What mail gateways append
+// to a link (%27, a bracket, &utm_…) starts with a character outside of it.
+func leadingToken(s string) string {
+	for i := range len(s) {
+		c := s[i]
+		if !('A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return s[:i]
+		}
+	}
+	return s
+}
+
+// String keeps keys out of logs and panics.
+func (k *Keyring) String() string {
+	return fmt.Sprintf("Keyring(signer %d, %d keys)", k.signer, len(k.keys))
+}
+
+// GoString is String, for %#v.
+func (k *Keyring) GoString() string { return k.String() }
