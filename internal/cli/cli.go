@@ -32,7 +32,11 @@ func Main(root *cobra.Command) int {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	// What fails before a command's own code runs is wrong usage: flags, arguments, its name.
 	started := false
-	root.PersistentPreRun = func(*cobra.Command, []string) { started = true }
+	eachCommand(root, func(cmd *cobra.Command) {
+		if run := cmd.RunE; run != nil {
+			cmd.RunE = func(cmd *cobra.Command, args []string) error { started = true; return run(cmd, args) }
+		}
+	})
 	err := root.ExecuteContext(ctx)
 	switch {
 	case err == nil:
@@ -49,6 +53,13 @@ func Main(root *cobra.Command) int {
 		return 2
 	}
 	return 1
+}
+
+func eachCommand(cmd *cobra.Command, f func(*cobra.Command)) {
+	f(cmd)
+	for _, sub := range cmd.Commands() {
+		eachCommand(sub, f)
+	}
 }
 
 // UsageError is returned by a command whose arguments don't go together.

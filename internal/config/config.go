@@ -42,6 +42,9 @@ func Load(dst any) Problems {
 	v := reflect.ValueOf(dst).Elem()
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
+		if !f.IsExported() {
+			continue // what validation derives
+		}
 		name := f.Tag.Get("envconfig")
 		if name == "" { // a group of settings
 			problems = append(problems, Load(v.Field(i).Addr().Interface())...)

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"latchkey/internal/cli"
+	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
+	"latchkey/internal/producer"
+)
+
+// linkFlags are the request's fields as flags; --request takes a whole one instead.
+type linkFlags struct {
+	request                                         string
+	id, customer, configuration, locale, onBehalfOf string
+	returnURL, flow, subscription, account          string
+	source, campaign, expiresIn, expiresAt          string
+	maxSessions                                     int
+	metadata                                        map[string]string
+	wait, json                                      bool
+	timeout                                         time.Duration
+}
+
+func newLinkCommand() *cobra.Command {
+	f := &linkFlags{}
+	cmd := &cobra.Command{
+		Use:   "link",
+		Short: "Ask for one link",
+		Long: `Publishes one request. With --wait prints the link once a worker has made it: the URL alone on
+stdout. A second call with the same --id and the same content gives the same link.`,
+		Example: `  enqueue link --customer cus_9s6XKzkNRiz8i3 --flow payment_method_update --wait
+  enqueue link --id in_1PqR-attempt-2 --customer cus_9s6XKzkNRiz8i3 --source dunning --metadata invoice=in_1PqR
+  enqueue link --request request.json --wait --json`,
+		Args: cobra.NoArgs,
+		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
+			return f.send(ctx, cmd, client)
+		}),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.request, "request", "", "file with a whole request in JSON (- for stdin), in place of the fields below")
+	flags.StringVar(&f.id, "id", "", "idempotency key (default: a new one)")
+	flags.StringVar(&f.customer, "customer", "", "cus_…, or acct_… for an account that is a customer")
+	flags.StringVar(&f.flow, "flow", "", "flow_data.type, such as payment_method_update")
+	flags.StringVar(&f.subscription, "subscription", "", "sub_…, for a subscription flow")
+	flags.StringVar(&f.configuration, "configuration", "", "portal configuration, bpc_…")
+	flags.StringVar(&f.locale, "locale", "", "one of Stripe's locales, such as de")
+	flags.StringVar(&f.onBehalfOf, "on-behalf-of", "", "acct_…")
+	flags.StringVar(&f.returnURL, "return-url", "", "where the portal sends the customer back to")
+	flags.StringVar(&f.account, "stripe-account", "", "connected account, acct_…")
+	flags.StringVar(&f.source, "source", "cli", "who asks: dunning, support, …")
+	flags.StringVar(&f.campaign, "campaign", "", "campaign that the link belongs to")
+	flags.StringVar(&f.expiresIn, "expires-in", "", "life of the link, such as 336h")
+	flags.StringVar(&f.expiresAt, "expires-at", "", "end of the link's life, RFC 3339")
+	flags.IntVar(&f.maxSessions, "max-sessions", 0, "how many sessions the link may make (default: no limit)")
+	flags.StringToStringVar(&f.metadata, "metadata", nil, "key=value, comes back in every event")
+	flags.BoolVar(&f.wait, "wait", false, "wait for the link and print its URL")
+	flags.BoolVar(&f.json, "json", false, "print JSON: with --wait all of link.issued's data")
+	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long --wait waits")
+	cmd.MarkFlagsOneRequired("request", "customer")
+	cmd.MarkFlagsMutuallyExclusive("request", "customer")
+	cmd.MarkFlagsMutuallyExclusive("expires-in", "expires-at")
+	return cmd
+}
+
+func (f *linkFlags) send(ctx context.Context, cmd *cobra.Command, client *producer.Client) error {
+	req, err := f.build(cmd)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	if !f.wait {
+		if _, err := client.Send(ctx, req); err != nil {
+			return err
+		}
+		if f.json {
+			return printJSON(cmd, map[string]string{"request_id": req.ID})
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), req.ID)
+		return nil
+	}
+	link, err := client.SendAndWait(ctx, req)
+	if err != nil {
+		return fmt.Errorf("request %s: %w", req.ID, err)
+	}
+	if f.json {
+		return printJSON(cmd, link)
+	}
+	fmt.Fprintln(cmd.OutOrStdout(), link.URL)
+	return nil
+}
+
+// build makes the request of the flags or the file. The worker checks it; what is checked here is
+// only what keeps it from being sent.
+func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
+	if f.request != "" {
+		return f.read(cmd)
+	}
+	req := &jobs.Request{ID: f.id, Source: f.source, Campaign: f.campaign, StripeAccount: f.account,
+		ExpiresIn: f.expiresIn, ExpiresAt: f.expiresAt, Metadata: f.metadata,
+		Session: &portal.SessionParams{Configuration: f.configuration, Locale: f.locale, OnBehalfOf: f.onBehalfOf, ReturnURL: f.returnURL}}
+	if strings.HasPrefix(f.customer, "acct_") {
+		req.Session.CustomerAccount = f.customer
+	} else {
+		req.Session.Customer = f.customer
+	}
+	if cmd.Flags().Changed("max-sessions") {
+		req.MaxSessions = &f.maxSessions
+	}
+	if req.ID == "" {
+		req.ID = "cli-" + uuid.NewString()
+	}
+	switch f.flow {
+	case "":
+		if f.subscription != "" {
+			return nil, cli.Usagef("--subscription needs --flow, such as subscription_cancel")
+		}
+		return req, nil
+	case "subscription_cancel":
+		req.Session.FlowData = &portal.FlowData{Type: f.flow, SubscriptionCancel: &portal.SubscriptionCancel{Subscription: f.subscription}}
+	case "subscription_update":
+		req.Session.FlowData = &portal.FlowData{Type: f.flow, SubscriptionUpdate: &portal.SubscriptionUpdate{Subscription: f.subscription}}
+	default: // what needs more than a subscription comes by --request
+		req.Session.FlowData = &portal.FlowData{Type: f.flow}
+	}
+	return req, nil
+}
+
+func (f *linkFlags) read(cmd *cobra.Command) (*jobs.Request, error) {
+	in := cmd.InOrStdin()
+	if f.request != "-" {
+		file, err := os.Open(f.request)
+		if err != nil {
+			return nil, cli.Usagef("--request: %v", err)
+		}
+		defer func() { _ = file.Close() }()
+		in = file
+	}
+	body, err := io.ReadAll(io.LimitReader(in, jobs.MaxRequestBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("--request: %w", err)
+	}
+	req := &jobs.Request{}
+	if err := json.Unmarshal(body, req); err != nil {
+		return nil, cli.Usagef("--request: not a request in JSON: %v", err)
+	}
+	if req.ID == "" || req.Source == "" {
+		return nil, cli.Usagef("--request: the request needs an id and a source")
+	}
+	return req, nil
+}

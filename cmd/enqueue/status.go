@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
+	"latchkey/internal/producer"
+)
+
+func newStatusCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status ID",
+		Short: "Tell the state and the timeline of a link",
+		Long: `ID is a request's id, a link's id, or the reference number of an error page. The link's URL is not
+shown: a status gets pasted into tickets. To get the URL, ask again with the same request.`,
+		Example: "  enqueue status in_1PqR-attempt-2\n  enqueue status 0193a1f0-… --json",
+		Args:    cobra.ExactArgs(1),
+		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, args []string) error {
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			status, err := client.Status(ctx, args[0])
+			if err != nil {
+				return plain(err)
+			}
+			if asJSON {
+				return printJSON(cmd, status)
+			}
+			printStatus(cmd.OutOrStdout(), status)
+			return nil
+		}),
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// plain drops the code where the text says all.
+func plain(err error) error {
+	var service *producer.ServiceError
+	if errors.As(err, &service) && (service.Code == jobs.CodeNotFound || service.Code == jobs.CodeUnavailable) {
+		return errors.New(service.Text)
+	}
+	return err
+}
+
+func printStatus(w io.Writer, s *jobs.Status) {
+	if l := s.Link; l != nil {
+		fmt.Fprintf(w, "link      %s  %s\n", l.LinkID, l.State)
+		fmt.Fprintf(w, "request   %s  from %s\n", l.RequestID, l.Source)
+		if l.Campaign != "" {
+			fmt.Fprintf(w, "campaign  %s\n", l.Campaign)
+		}
+		fmt.Fprintf(w, "customer  %s\n", l.Customer)
+		fmt.Fprintf(w, "expires   %s\n", l.ExpiresAt.Local().Format(time.DateTime))
+		limit := "no limit"
+		if l.MaxSessions > 0 {
+			limit = fmt.Sprintf("of %d", l.MaxSessions)
+		}
+		fmt.Fprintf(w, "sessions  %d (%s)\n", l.SessionsCreated, limit)
+	} else {
+		fmt.Fprintln(w, "The request was rejected; there is no link.")
+	}
+	fmt.Fprintln(w)
+	for _, h := range s.Timeline {
+		fmt.Fprintf(w, "%s  %-18s %s\n", h.At.Local().Format("2006-01-02 15:04:05.000"), h.Kind, detailLine(h.Detail))
+	}
+}
+
+// detailLine writes name=value pairs in a fixed order, without what is empty.
+func detailLine(detail map[string]any) string {
+	var parts []string
+	for _, k := range slices.Sorted(maps.Keys(detail)) {
+		if v := fmt.Sprint(detail[k]); v != "" {
+			parts = append(parts, k+"="+printable(v))
+		}
+	}
+	return strings.Join(parts, " ")
+}
+
+func newRevokeCommand() *cobra.Command {
+	var r portal.Revocation
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "revoke",
+		Short: "End links for ever",
+		Long: `Ends one link, a request's, a customer's or a campaign's links; effective on the next click. Prints
+how many it ended.`,
+		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
+		Args:    cobra.NoArgs,
+		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			n, err := client.Revoke(ctx, r)
+			if err != nil {
+				return plain(err)
+			}
+			if asJSON {
+				return printJSON(cmd, jobs.RevokeResponse{Revoked: n})
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), n)
+			return nil
+		}),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&r.LinkID, "link", "", "a link's id")
+	flags.StringVar(&r.RequestID, "request", "", "a request's id")
+	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
+	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")
+	flags.StringVar(&r.Reason, "reason", "", "for the audit")
+	flags.StringVar(&r.By, "by", userName(), "who revokes, for the audit")
+	flags.BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign")
+	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign")
+	return cmd
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	_ "embed"
+	"fmt"
+	"html/template"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+//go:embed dev_page.html
+var devPageHTML string
+
+var devPageTemplate = template.Must(template.New("dev").Parse(devPageHTML))
+
+// devPage is dev's start page: what runs, the samples, what to try next. The same goes to the
+// terminal and to dev.json.
+type devPage struct {
+	Start, Click, Admin, Simulator, Mail, SMTP, NATS, Postgres string
+	OwnStripe                                                  bool
+
+	mu      sync.Mutex
+	samples []sample
+}
+
+func (p *devPage) setLinks(s []sample) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.samples = s
+}
+
+// devState is dev.json, for scripts.
+type devState struct {
+	StartPage   string   `json:"start_page"`
+	ClickServer string   `json:"click_server"`
+	Admin       string   `json:"internal_server"`
+	Simulator   string   `json:"simulator,omitempty"`
+	MailCatcher string   `json:"mail_catcher"`
+	SMTP        string   `json:"smtp"`
+	NATS        string   `json:"nats"`
+	Database    string   `json:"database,omitempty"`
+	PID         int      `json:"pid"`
+	Samples     []sample `json:"samples"`
+}
+
+func (p *devPage) state() devState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return devState{p.Start, p.Click, p.Admin, p.Simulator, p.Mail, p.SMTP, p.NATS, p.Postgres, os.Getpid(), p.samples}
+}
+
+// tool is a command to try next.
+type tool struct{ What, Command string }
+
+// tools are completed by the samples' ids.
+func (p *devPage) tools(samples []sample) []tool {
+	if len(samples) == 0 {
+		return nil
+	}
+	run, env := "enqueue", ""
+	if exe, err := os.Executable(); err == nil && strings.Contains(filepath.ToSlash(exe), "/go-build") {
+		run = "go run ./cmd/enqueue"
+	}
+	if p.NATS != fmt.Sprintf("nats://%s:%d", loopback, devNATSPort) && strings.HasPrefix(p.NATS, "nats://") {
+		env = "NATS_URL=" + p.NATS + " "
+	}
+	run = env + run
+	customer := "cus_Demo123"
+	if p.OwnStripe {
+		customer = "cus_… (one of your test customers)"
+	}
+	tools := []tool{
+		{"a link for a customer", run + " link --customer " + customer + " --flow payment_method_update --wait"},
+		{"everything that happens, as it happens", run + " watch"},
+		{"what became of a link", run + " status " + samples[0].RequestID},
+		{"end a campaign's links", run + " revoke --campaign dev-card-expiry --reason 'a try'"},
+	}
+	if p.Postgres != "" {
+		tools = append(tools, tool{"the audit", "psql '" + p.Postgres + "' -c 'SELECT at, kind, request_id, detail FROM audit_events ORDER BY at'"})
+	}
+	return tools
+}
+
+func (p *devPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-ancestors 'none'")
+	w.Header().Set("Referrer-Policy", "no-referrer")
+	w.Header().Set("Cache-Control", "no-store")
+	if r.URL.Path != "/" && r.URL.Path != "/returned" {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	state := p.state()
+	_ = devPageTemplate.Execute(w, map[string]any{
+		"State": state, "Tools": p.tools(state.Samples), "Returned": r.URL.Path == "/returned", "OwnStripe": p.OwnStripe,
+	})
+}
+
+// print is the first screen that a newcomer sees.
+func (p *devPage) print(w io.Writer) {
+	state := p.state()
+	fmt.Fprintf(w, "\nLatchkey is up. Open %s\n\n", p.Start)
+	fmt.Fprintf(w, "  %-16s %s\n", "click server", p.Click)
+	if p.OwnStripe {
+		fmt.Fprintf(w, "  %-16s %s\n", "Stripe", "your account's test mode (the samples' customers don't exist there)")
+	} else {
+		fmt.Fprintf(w, "  %-16s %s\n", "Stripe simulator", p.Simulator)
+	}
+	fmt.Fprintf(w, "  %-16s %s (SMTP %s)\n", "mail catcher", p.Mail, p.SMTP)
+	fmt.Fprintf(w, "  %-16s %s\n", "NATS", p.NATS)
+	fmt.Fprintf(w, "  %-16s %s/readyz %s/metrics\n\n", "internal server", p.Admin, p.Admin)
+	fmt.Fprintf(w, "%d sample requests went through. Open one as the customer would, and press the button:\n\n", len(state.Samples))
+	for _, s := range state.Samples[:min(3, len(state.Samples))] {
+		fmt.Fprintf(w, "  %s\n    %s\n", s.What, s.LinkURL)
+	}
+	fmt.Fprintf(w, "\nTry next, in another terminal:\n\n")
+	for _, t := range p.tools(state.Samples) {
+		fmt.Fprintf(w, "  # %s\n  %s\n", t.What, t.Command)
+	}
+	fmt.Fprintf(w, "\nCtrl-C stops everything; the data stay for the next start.\n")
+}
