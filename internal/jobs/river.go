@@ -29,6 +29,8 @@ const (
 	fetchPollInterval = 500 * time.Millisecond
 	eventWorkers      = 50
 	completedJobsKept = 10 * time.Minute // the audit is the record; the job is not
+	jobTimeout        = 20 * time.Second // twice what a publish waits for its acks
+	rescueAfter       = 30 * time.Second // a job whose worker was killed runs again after this and at most a round of River's rescuer
 )
 
 // sweepEvery is how often open clicks are looked for, and abandonedAfter how old they must be:
@@ -73,8 +75,8 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 		FetchCooldown:               fetchCooldown,
 		FetchPollInterval:           fetchPollInterval,
 		CompletedJobRetentionPeriod: completedJobsKept,
-		JobTimeout:                  time.Minute,
-		RescueStuckJobsAfter:        2 * time.Minute,
+		JobTimeout:                  jobTimeout,
+		RescueStuckJobsAfter:        rescueAfter,
 		SoftStopTimeout:             5 * time.Second,
 		ReindexerSchedule:           river.NeverSchedule(), // the worker's role does not own River's indexes
 		ErrorHandler:                &jobErrors{log: cfg.Log},

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var timeNow = time.Now
+
+// SIGTERM during load: no request is lost, no started click is left without an outcome, exit 0.
+func TestSIGTERMDuringLoad(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	p := d.serve()
+	link := d.link(request("clicked"))
+	d.sim.SetLatency(300 * time.Millisecond)
+
+	ctx, stopLoad := context.WithCancel(t.Context())
+	defer stopLoad()
+	var load sync.WaitGroup
+	var sent, redirected atomic.Int64
+	load.Go(func() { // requests, beyond the stop
+		for i := 0; i < 3000 && ctx.Err() == nil; i++ {
+			if _, err := d.producer.Send(ctx, request(fmt.Sprintf("load-%d", i))); err == nil {
+				sent.Add(1)
+			}
+		}
+	})
+	for range 20 { // people who press the button until the server is gone
+		load.Go(func() {
+			for ctx.Err() == nil {
+				status, _, _, err := do(ctx, http.MethodPost, link.URL)
+				if err != nil {
+					return
+				}
+				if status == http.StatusSeeOther {
+					redirected.Add(1)
+				}
+			}
+		})
+	}
+	d.until("clicks and links", func() bool {
+		return len(d.sim.Sessions()) > 40 && d.number(`SELECT count(*) FROM links`) > 100
+	})
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.exit(); code != 0 {
+		t.Fatalf("exit %d:\n%s", code, tail(p.out.String()))
+	}
+	if open := d.number(`SELECT count(*) FROM clicks WHERE outcome IS NULL`); open != 0 {
+		t.Errorf("%d started clicks have no outcome", open)
+	}
+	started, ended := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'click.started'`), d.number(`SELECT count(*) FROM audit_events WHERE kind IN ('session.created', 'session.failed')`)
+	if started != ended || started == 0 {
+		t.Errorf("%d clicks started, %d outcomes", started, ended)
+	}
+	if n := d.number(`SELECT sessions_created FROM links WHERE request_id = 'clicked'`); n != len(d.sim.Sessions()) {
+		t.Errorf("%d sessions counted, Stripe made %d", n, len(d.sim.Sessions()))
+	}
+	load.Wait()
+
+	d.start() // the next worker takes up what is left
+	want := int(sent.Load()) + 1
+	d.until("every request to become a link", func() bool { return d.number(`SELECT count(*) FROM links`) == want })
+	d.eventIDs(t.Context(), d.number(`SELECT count(*) FROM audit_events WHERE kind <> 'click.started'`))
+}
+
+// A hanging Stripe does not hold up the stop: the call is cut and the click's outcome written.
+func TestStopCutsAHangingStripe(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	p := d.serve()
+	req := request("hang")
+	req.Session.Customer = "cus_hang1"
+	link := d.link(req)
+	var press sync.WaitGroup
+	var status int
+	press.Go(func() { status, _, _, _ = do(t.Context(), http.MethodPost, link.URL) })
+	d.until("the call to Stripe", func() bool { return d.number(`SELECT count(*) FROM clicks`) == 1 && len(d.sim.Calls()) > 0 })
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.exit(); code != 0 {
+		t.Fatalf("exit %d:\n%s", code, tail(p.out.String()))
+	}
+	press.Wait()
+	if status != http.StatusServiceUnavailable {
+		t.Errorf("the customer got %d, want the page that says to try again", status)
+	}
+	if n := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'session.failed' AND detail->>'code' IN ('interrupted', 'stripe_timeout')`); n != 1 {
+		t.Errorf("%d outcomes", n)
+	}
+}
+
+// kill -9 under load: the next worker finds every request, and nothing is there twice.
+func TestSIGKILLDuringIntake(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	p := d.serve()
+	const n = 2000
+	for i := range n {
+		if _, err := d.producer.Send(t.Context(), request(fmt.Sprintf("load-%d", i))); err != nil {
+			t.Fatal(err)
+		}
+		if i == n/2 {
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	p.exit()
+	d.expireRiver()
+	d.start()
+	d.until("every request to become a link", func() bool { return d.number(`SELECT count(*) FROM links`) == n })
+	if rows := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued'`); rows != n {
+		t.Errorf("%d link.issued rows for %d links", rows, n)
+	}
+	d.eventIDs(t.Context(), n)
+}
+
+// expireRiver moves the clock of a killed worker's leadership and jobs, in place of waiting for it.
+func (d *deployment) expireRiver() {
+	d.t.Helper()
+	for _, sql := range []string{
+		`UPDATE river_leader SET expires_at = now() - interval '1 minute'`,
+		`UPDATE river_job SET attempted_at = attempted_at - interval '1 hour' WHERE state = 'running'`,
+	} {
+		if _, err := d.pool.Exec(d.t.Context(), sql); err != nil {
+			d.t.Fatal(err)
+		}
+	}
+}
+
+func tail(s string) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-15):], "\n")
+}
