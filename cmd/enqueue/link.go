@@ -72,25 +72,25 @@ stdout. A second call with the same --id and the same content gives the same lin
 }
 
 func (f *linkFlags) send(ctx context.Context, cmd *cobra.Command, client *producer.Client) error {
-	req, err := f.build(cmd)
+	message, err := f.message(cmd)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	if !f.wait {
-		if _, err := client.Send(ctx, req); err != nil {
+		if _, err := client.Send(ctx, message); err != nil {
 			return err
 		}
 		if f.json {
-			return printJSON(cmd, map[string]string{"request_id": req.ID})
+			return printJSON(cmd, map[string]string{"request_id": message.ID})
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), req.ID)
+		fmt.Fprintln(cmd.OutOrStdout(), message.ID)
 		return nil
 	}
-	link, err := client.SendAndWait(ctx, req)
+	link, err := client.SendAndWait(ctx, message)
 	if err != nil {
-		return fmt.Errorf("request %s: %w", req.ID, err)
+		return fmt.Errorf("request %s: %w", message.ID, err)
 	}
 	if f.json {
 		return printJSON(cmd, link)
@@ -99,12 +99,20 @@ func (f *linkFlags) send(ctx context.Context, cmd *cobra.Command, client *produc
 	return nil
 }
 
-// build makes the request of the flags or the file. The worker checks it; what is checked here is
-// only what keeps it from being sent.
-func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
+// message is the request of the flags or of the file. The worker checks it; what is checked here
+// is only what keeps it from being sent.
+func (f *linkFlags) message(cmd *cobra.Command) (producer.Message, error) {
 	if f.request != "" {
 		return f.read(cmd)
 	}
+	req, err := f.build(cmd)
+	if err != nil {
+		return producer.Message{}, err
+	}
+	return producer.NewMessage(req)
+}
+
+func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
 	req := &jobs.Request{ID: f.id, Source: f.source, Campaign: f.campaign, StripeAccount: f.account,
 		ExpiresIn: f.expiresIn, ExpiresAt: f.expiresAt, Metadata: f.metadata,
 		Session: &portal.SessionParams{Configuration: f.configuration, Locale: f.locale, OnBehalfOf: f.onBehalfOf, ReturnURL: f.returnURL}}
@@ -135,26 +143,33 @@ func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
 	return req, nil
 }
 
-func (f *linkFlags) read(cmd *cobra.Command) (*jobs.Request, error) {
+// read takes the request as it stands in the file: a misspelt field is for the worker to refuse,
+// not for us to drop.
+func (f *linkFlags) read(cmd *cobra.Command) (producer.Message, error) {
 	in := cmd.InOrStdin()
 	if f.request != "-" {
 		file, err := os.Open(f.request)
 		if err != nil {
-			return nil, cli.Usagef("--request: %v", err)
+			return producer.Message{}, cli.Usagef("--request: %v", err)
 		}
 		defer func() { _ = file.Close() }()
 		in = file
 	}
 	body, err := io.ReadAll(io.LimitReader(in, jobs.MaxRequestBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("--request: %w", err)
+		return producer.Message{}, fmt.Errorf("--request: %w", err)
 	}
-	req := &jobs.Request{}
-	if err := json.Unmarshal(body, req); err != nil {
-		return nil, cli.Usagef("--request: not a request in JSON: %v", err)
+	var head struct {
+		ID     string `json:"id"`
+		Source string `json:"source"`
 	}
-	if req.ID == "" || req.Source == "" {
-		return nil, cli.Usagef("--request: the request needs an id and a source")
+	switch err := json.Unmarshal(body, &head); {
+	case len(body) > jobs.MaxRequestBytes:
+		return producer.Message{}, cli.Usagef("--request: more than %d bytes", jobs.MaxRequestBytes)
+	case err != nil:
+		return producer.Message{}, cli.Usagef("--request: not a request in JSON: %v", err)
+	case head.ID == "" || head.Source == "":
+		return producer.Message{}, cli.Usagef("--request: the request needs an id and a source")
 	}
-	return req, nil
+	return producer.Message{ID: head.ID, Source: head.Source, Body: body}, nil
 }

@@ -113,7 +113,7 @@ func (c *checkup) stripe(ctx context.Context, cfg *Config) {
 func withRemedy(err error) error {
 	var cause *portal.SessionError
 	if errors.As(err, &cause) {
-		return fmt.Errorf("%s (%w)", portal.Remedy(cause.Code), err)
+		return fmt.Errorf("%w: %s", err, portal.Remedy(cause.Code))
 	}
 	return err
 }

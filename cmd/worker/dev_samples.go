@@ -40,7 +40,11 @@ func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 		if s.req.Source == "support" {
 			send = client.Create
 		}
-		link, err := send(ctx, s.req)
+		message, err := producer.NewMessage(s.req)
+		if err != nil {
+			return nil, err
+		}
+		link, err := send(ctx, message)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.req.ID, err)
 		}

@@ -161,10 +161,19 @@ func request(id string) *jobs.Request {
 	return &jobs.Request{ID: id, Source: "test", Session: &portal.SessionParams{Customer: "cus_Test123"}}
 }
 
+func (d *deployment) message(req *jobs.Request) producer.Message {
+	d.t.Helper()
+	m, err := producer.NewMessage(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return m
+}
+
 // link asks for a link and waits for it.
 func (d *deployment) link(req *jobs.Request) *jobs.IssuedData {
 	d.t.Helper()
-	link, err := d.producer.SendAndWait(d.soon(), req)
+	link, err := d.producer.SendAndWait(d.soon(), d.message(req))
 	if err != nil {
 		d.t.Fatalf("request %s: %v", req.ID, err)
 	}

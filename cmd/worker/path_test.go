@@ -77,7 +77,7 @@ func TestFivePublicationsOnTwoWorkersMakeOneLink(t *testing.T) {
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() {
-			link, err := d.producer.SendAndWait(d.soon(), request("same"))
+			link, err := d.producer.SendAndWait(d.soon(), d.message(request("same")))
 			if err != nil {
 				t.Error(err)
 				return
@@ -162,7 +162,7 @@ func TestSecretsStandNowhere(t *testing.T) {
 	}
 	bad := request("bad")
 	bad.Metadata = map[string]string{"note": strings.Repeat("sk_live_leaked", 50)}
-	if _, err := d.producer.SendAndWait(d.soon(), bad); err == nil {
+	if _, err := d.producer.SendAndWait(d.soon(), d.message(bad)); err == nil {
 		t.Error("a value of 700 characters was accepted")
 	}
 	if _, err := d.producer.Revoke(d.soon(), portal.Revocation{Customer: "cus_Fine", By: "test"}); err != nil {

@@ -28,7 +28,7 @@ func TestSIGTERMDuringLoad(t *testing.T) {
 	var sent, redirected atomic.Int64
 	load.Go(func() { // requests, beyond the stop
 		for i := 0; i < 3000 && ctx.Err() == nil; i++ {
-			if _, err := d.producer.Send(ctx, request(fmt.Sprintf("load-%d", i))); err == nil {
+			if _, err := d.producer.Send(ctx, d.message(request(fmt.Sprintf("load-%d", i)))); err == nil {
 				sent.Add(1)
 			}
 		}
@@ -107,7 +107,7 @@ func TestSIGKILLDuringIntake(t *testing.T) {
 	p := d.serve()
 	const n = 2000
 	for i := range n {
-		if _, err := d.producer.Send(t.Context(), request(fmt.Sprintf("load-%d", i))); err != nil {
+		if _, err := d.producer.Send(t.Context(), d.message(request(fmt.Sprintf("load-%d", i)))); err != nil {
 			t.Fatal(err)
 		}
 		if i == n/2 {

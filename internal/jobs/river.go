@@ -22,11 +22,13 @@ const (
 	queueMaintenance = "maintenance"
 )
 
-// River's throughput is MaxWorkers ÷ FetchCooldown and its idle latency one cooldown: 5 ms keeps
-// publish-to-event in the milliseconds, 50 workers keep 50 batches in flight.
+// River's throughput is MaxWorkers ÷ FetchCooldown and its idle latency one cooldown: 2 ms keeps
+// publish-to-event in the milliseconds, 50 workers keep 50 batches in flight. River notifies at
+// most once a cooldown, so a job that is inserted right behind another can miss its notification
+// and waits for the poll: that, not the cooldown, is the worst case.
 const (
-	fetchCooldown     = 5 * time.Millisecond
-	fetchPollInterval = 500 * time.Millisecond
+	fetchCooldown     = 2 * time.Millisecond
+	fetchPollInterval = 50 * time.Millisecond
 	eventWorkers      = 50
 	completedJobsKept = 10 * time.Minute // the audit is the record; the job is not
 	jobTimeout        = 20 * time.Second // twice what a publish waits for its acks
@@ -66,14 +68,12 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
 	client, err := river.NewClient(riverpgxv5.New(cfg.Pool), &river.Config{
 		Queues: map[string]river.QueueConfig{
-			queueEvents:      {MaxWorkers: eventWorkers},
+			queueEvents:      {MaxWorkers: eventWorkers, FetchCooldown: fetchCooldown, FetchPollInterval: fetchPollInterval},
 			queueMaintenance: {MaxWorkers: 1},
 		},
 		Workers: workers,
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(sweepEvery),
 			func() (river.JobArgs, *river.InsertOpts) { return SweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
-		FetchCooldown:               fetchCooldown,
-		FetchPollInterval:           fetchPollInterval,
 		CompletedJobRetentionPeriod: completedJobsKept,
 		JobTimeout:                  jobTimeout,
 		RescueStuckJobsAfter:        rescueAfter,

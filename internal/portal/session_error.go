@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/stripe/stripe-go/v86"
@@ -41,10 +42,10 @@ type SessionError struct {
 func (e *SessionError) Error() string {
 	msg := "create portal session: " + string(e.Code)
 	if e.Status != 0 {
-		msg += " (HTTP " + http.StatusText(e.Status) + ")"
+		msg += ", HTTP " + strconv.Itoa(e.Status)
 	}
 	if e.RequestID != "" {
-		msg += " " + e.RequestID
+		msg += ", " + e.RequestID
 	}
 	return msg
 }

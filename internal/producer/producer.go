@@ -34,6 +34,22 @@ func New(nc *nats.Conn) (*Client, error) {
 	return &Client{nc: nc, js: js}, nil
 }
 
+// Message is a request on its way: Body goes out as it is, so that the worker checks what the
+// producer wrote and nothing is dropped on the way. ID and Source are those of the body.
+type Message struct {
+	ID, Source string
+	Body       []byte
+}
+
+// NewMessage makes the message of a request.
+func NewMessage(req *jobs.Request) (Message, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return Message{}, fmt.Errorf("request %q: %w", req.ID, err)
+	}
+	return Message{ID: req.ID, Source: req.Source, Body: body}, nil
+}
+
 // ServiceError is returned when a worker answered with an error, or rejected the request. Code is
 // one of the contract's codes of a rejected request, or not_found, bad_request, unavailable.
 type ServiceError struct{ Code, Text string }
@@ -48,24 +64,20 @@ var ErrNoAnswer = errors.New("the request is stored, but no worker has answered 
 
 // Send stores a request. When it returns nil, JetStream has it; a worker will serve it however
 // often either side is restarted.
-func (c *Client) Send(ctx context.Context, req *jobs.Request) (sequence uint64, err error) {
-	body, err := json.Marshal(req)
-	if err != nil {
-		return 0, fmt.Errorf("request %q: %w", req.ID, err)
-	}
-	ack, err := c.js.Publish(ctx, jobs.RequestsPrefix+req.Source, body)
+func (c *Client) Send(ctx context.Context, m Message) (sequence uint64, err error) {
+	ack, err := c.js.Publish(ctx, jobs.RequestsPrefix+m.Source, m.Body)
 	if errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) {
 		return 0, fmt.Errorf("the stream %s does not exist; start a worker once, it creates it", jobs.RequestsStream)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("publish request %q: %w", req.ID, err)
+		return 0, fmt.Errorf("publish request %q: %w", m.ID, err)
 	}
 	return ack.Sequence, nil
 }
 
 // SendAndWait stores a request and waits, until ctx ends, for its link, or its rejection as a
 // *ServiceError. It listens before it sends, so it can't miss an answer.
-func (c *Client) SendAndWait(ctx context.Context, req *jobs.Request) (*jobs.IssuedData, error) {
+func (c *Client) SendAndWait(ctx context.Context, m Message) (*jobs.IssuedData, error) {
 	answers := make(chan *nats.Msg, 1024)
 	for _, subject := range []string{notify.SubjectPrefix + string(portal.LinkIssued), jobs.DeadPrefix + ">"} {
 		sub, err := c.nc.ChanSubscribe(subject, answers)
@@ -77,14 +89,14 @@ func (c *Client) SendAndWait(ctx context.Context, req *jobs.Request) (*jobs.Issu
 	if err := c.nc.FlushWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("listen for the answer: %w", err)
 	}
-	sequence, err := c.Send(ctx, req)
+	sequence, err := c.Send(ctx, m)
 	if err != nil {
 		return nil, err
 	}
 	for {
 		select {
 		case msg := <-answers:
-			if link, done, err := answer(msg, req.ID, sequence); done {
+			if link, done, err := answer(msg, m.ID, sequence); done {
 				return link, err
 			}
 		case <-ctx.Done():
@@ -111,9 +123,9 @@ func answer(msg *nats.Msg, requestID string, sequence uint64) (*jobs.IssuedData,
 }
 
 // Create asks for a link and gets it from the commit itself, without the stream.
-func (c *Client) Create(ctx context.Context, req *jobs.Request) (*jobs.IssuedData, error) {
+func (c *Client) Create(ctx context.Context, m Message) (*jobs.IssuedData, error) {
 	link := &jobs.IssuedData{}
-	return link, c.ask(ctx, jobs.CreateSubject, req, link)
+	return link, c.ask(ctx, jobs.CreateSubject, json.RawMessage(m.Body), link)
 }
 
 // Status asks what became of a link, a request or a click.

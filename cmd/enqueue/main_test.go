@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"latchkey/internal/cli"
+	"latchkey/internal/config"
+	"latchkey/internal/jobs"
+	"latchkey/internal/notify"
+	"latchkey/internal/portal"
+	"latchkey/internal/testkit"
+	"latchkey/migrations"
+)
+
+const asEnqueue = "LATCHKEY_TEST_AS_ENQUEUE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asEnqueue) != "" {
+		os.Exit(cli.Main(newRoot()))
+	}
+	os.Exit(testkit.Main(m))
+}
+
+// setup runs intake, jobs and the micro service in this process and returns the NATS URL.
+func setup(t *testing.T) string {
+	t.Helper()
+	database := testkit.Database(t, func(ctx context.Context, url string) error {
+		pool, err := pgxpool.New(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		_, err = migrations.Up(ctx, pool)
+		return err
+	})
+	pool, err := pgxpool.New(t.Context(), database)
+	check(t, err)
+	url := testkit.NATS(t)
+	nc, err := config.NATS{URL: url}.Connect("test worker")
+	check(t, err)
+	js, err := jetstream.New(nc)
+	check(t, err)
+	check(t, jobs.EnsureStreams(t.Context(), js, true))
+	var key [32]byte
+	_, _ = rand.Read(key[:])
+	keys, err := portal.ParseKeys(portal.FormatKey(1, key))
+	check(t, err)
+	log := slog.New(slog.DiscardHandler)
+	const base = "https://pay.example.com"
+	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JetStream: js, Keys: keys, BaseURL: base, Now: time.Now, Log: log})
+	check(t, err)
+	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
+	service := &jobs.Service{Issuer: issuer, Store: &portal.Store{Pool: pool, Publish: queue.Publish, Now: time.Now}, Log: log}
+	ctx, stop := context.WithCancel(context.Background())
+	var parts sync.WaitGroup
+	parts.Go(func() { _ = jobs.NewIntake(js, issuer, log, nil).Run(ctx) })
+	parts.Go(func() { _ = service.Serve(ctx, nc, cli.Version) })
+	check(t, queue.Start(context.Background()))
+	t.Cleanup(func() {
+		stop()
+		parts.Wait()
+		check(t, queue.Stop(context.Background()))
+		nc.Close()
+		pool.Close()
+	})
+	return url
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// enqueue runs the tool as its users do.
+func enqueue(t *testing.T, url, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := command(t, url, args...)
+	var out, errOut bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), out.String(), errOut.String()
+	}
+	check(t, err)
+	return 0, out.String(), errOut.String()
+}
+
+func command(t *testing.T, url string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = []string{asEnqueue + "=1", "NATS_URL=" + url}
+	return cmd
+}
+
+func TestLinkPrintsTheURLAloneAndTheSameOneAgain(t *testing.T) {
+	t.Parallel()
+	url := setup(t)
+	code, first, stderr := enqueue(t, url, "", "link", "--id", "a", "--customer", "cus_1", "--flow", "payment_method_update", "--metadata", "invoice=in_1", "--wait")
+	if code != 0 || stderr != "" || !strings.HasPrefix(first, "https://pay.example.com/l/") || strings.Count(first, "\n") != 1 {
+		t.Fatalf("exit %d\n%s%s", code, first, stderr)
+	}
+	if _, again, _ := enqueue(t, url, "", "link", "--id", "a", "--customer", "cus_1", "--flow", "payment_method_update", "--metadata", "invoice=in_1", "--wait"); again != first {
+		t.Errorf("again: %s, first: %s", again, first)
+	}
+	code, out, _ := enqueue(t, url, "", "link", "--id", "a", "--customer", "cus_1", "--flow", "payment_method_update", "--metadata", "invoice=in_1", "--wait", "--json")
+	var data jobs.IssuedData
+	if err := json.Unmarshal([]byte(out), &data); code != 0 || err != nil || data.URL+"\n" != first || data.Source != "cli" || data.RequestID != "a" {
+		t.Errorf("exit %d, %v: %s", code, err, out)
+	}
+	code, _, stderr = enqueue(t, url, "", "link", "--id", "a", "--customer", "cus_2", "--wait")
+	if code != 1 || !strings.Contains(stderr, "id_conflict") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("other content: exit %d\n%s", code, stderr)
+	}
+	if code, out, _ := enqueue(t, url, "", "link", "--id", "b", "--customer", "acct_1"); code != 0 || out != "b\n" {
+		t.Errorf("without --wait: exit %d, %q", code, out)
+	}
+}
+
+func TestLinkTakesAWholeRequest(t *testing.T) {
+	t.Parallel()
+	url := setup(t)
+	body := `{"id": "whole", "source": "support", "session": {"customer": "cus_1", "flow_data": {"type": "subscription_update_confirm",
+		"subscription_update_confirm": {"subscription": "sub_1", "items": [{"id": "si_1", "quantity": 0}]}}}}`
+	file := filepath.Join(t.TempDir(), "request.json")
+	check(t, os.WriteFile(file, []byte(body), 0o600))
+	code, first, stderr := enqueue(t, url, "", "link", "--request", file, "--wait")
+	if code != 0 {
+		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+	if _, again, stderr := enqueue(t, url, body, "link", "--request", "-", "--wait"); again != first {
+		t.Errorf("from stdin: %s%s", again, stderr)
+	}
+	if code, _, stderr := enqueue(t, url, `{"id"`, "link", "--request", "-"); code != 2 || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("broken JSON: exit %d\n%s", code, stderr)
+	}
+	if code, _, stderr := enqueue(t, url, `{"id": "u", "source": "support", "sesion": {}}`, "link", "--request", "-", "--wait"); code != 1 || !strings.Contains(stderr, "$.sesion") {
+		t.Errorf("a misspelt field: exit %d\n%s", code, stderr)
+	}
+}
+
+func TestStatusAndRevoke(t *testing.T) {
+	t.Parallel()
+	url := setup(t)
+	_, link, _ := enqueue(t, url, "", "link", "--id", "s", "--customer", "cus_1", "--campaign", "c", "--wait")
+	code, out, _ := enqueue(t, url, "", "status", "s")
+	if code != 0 || !strings.Contains(out, "live") || !strings.Contains(out, "link.issued") || strings.Contains(out, strings.TrimSpace(link)[30:]) {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	if code, out, _ := enqueue(t, url, "", "revoke", "--campaign", "c", "--reason", "a test"); code != 0 || out != "1\n" {
+		t.Errorf("exit %d, %q", code, out)
+	}
+	if code, out, _ := enqueue(t, url, "", "revoke", "--campaign", "c", "--json"); code != 0 || out != `{"revoked":0}`+"\n" {
+		t.Errorf("again: exit %d, %q", code, out)
+	}
+	if _, out, _ := enqueue(t, url, "", "status", "s"); !strings.Contains(out, "revoked") || !strings.Contains(out, "reason=a test") {
+		t.Errorf("%s", out)
+	}
+	var status jobs.Status
+	_, out, _ = enqueue(t, url, "", "status", "s", "--json")
+	if err := json.Unmarshal([]byte(out), &status); err != nil || status.Link.State != portal.StateRevoked || len(status.Timeline) != 2 {
+		t.Errorf("%v: %s", err, out)
+	}
+	if code, _, stderr := enqueue(t, url, "", "status", "nobody"); code != 1 || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("unknown: exit %d\n%s", code, stderr)
+	}
+	for _, args := range [][]string{{"status"}, {"revoke"}, {"revoke", "--link", "1", "--customer", "2"}, {"link"}, {"frob"}, {"link", "--customer", "cus_1", "--subscription", "sub_1"}} {
+		if code, _, stderr := enqueue(t, url, "", args...); code != 2 || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%v: exit %d\n%s", args, code, stderr)
+		}
+	}
+}
+
+func TestWatchShowsEventsWithoutURLs(t *testing.T) {
+	t.Parallel()
+	url := setup(t)
+	lines, raw := watch(t, url), watch(t, url, "--json")
+	// Watching begins with the consumer: ask until both have seen a first link.
+	id := 0
+	ask := func() {
+		id++
+		enqueue(t, url, "", "link", "--id", "w"+strings.Repeat("x", id), "--customer", "cus_1", "--wait")
+	}
+	line := nextLine(t, lines, ask)
+	if !strings.Contains(line, "link.issued") || !strings.Contains(line, "cus_1") || strings.Contains(line, "/l/") {
+		t.Errorf("%q", line)
+	}
+	var event notify.Event
+	if err := json.Unmarshal([]byte(nextLine(t, raw, ask)), &event); err != nil || event.Type != "latchkey.link.issued" {
+		t.Errorf("%v: %+v", err, event)
+	}
+}
+
+// watch starts a watcher and hands over its lines.
+func watch(t *testing.T, url string, args ...string) <-chan string {
+	t.Helper()
+	cmd := command(t, url, append([]string{"watch"}, args...)...)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	lines := make(chan string, 1000)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		scan := bufio.NewScanner(out)
+		for scan.Scan() {
+			lines <- scan.Text()
+		}
+		_, _ = io.Copy(io.Discard, out)
+	}()
+	t.Cleanup(func() {
+		check(t, cmd.Process.Signal(os.Interrupt))
+		<-done
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("Ctrl-C: %v", err)
+		}
+	})
+	return lines
+}
+
+func nextLine(t *testing.T, lines <-chan string, ask func()) string {
+	t.Helper()
+	for range 100 {
+		ask()
+		select {
+		case line := <-lines:
+			return line
+		default:
+		}
+	}
+	t.Fatal("the watcher shows nothing after 100 links")
+	return ""
+}
+
+// Without a server, without a worker: one line that says what to do.
+func TestNobodyThere(t *testing.T) {
+	t.Parallel()
+	if code, _, stderr := enqueue(t, "nats://user:secret-password@127.0.0.1:1", "", "status", "x"); code != 1 || !strings.Contains(stderr, "NATS_URL") || strings.Contains(stderr, "secret-password") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("no server: exit %d\n%s", code, stderr)
+	}
+	url := testkit.NATS(t)
+	if code, _, stderr := enqueue(t, url, "", "status", "x"); code != 1 || !strings.Contains(stderr, "worker run") {
+		t.Errorf("no worker: exit %d\n%s", code, stderr)
+	}
+	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1"); code != 1 || !strings.Contains(stderr, "start a worker once") {
+		t.Errorf("no stream: exit %d\n%s", code, stderr)
+	}
+	nc, err := config.NATS{URL: url}.Connect("test")
+	check(t, err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	check(t, err)
+	check(t, jobs.EnsureStreams(t.Context(), js, true))
+	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--wait", "--timeout", "10ms"); code != 1 || !strings.Contains(stderr, "stored") {
+		t.Errorf("stored, nobody answers: exit %d\n%s", code, stderr)
+	}
+}

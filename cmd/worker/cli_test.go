@@ -1,0 +1,221 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"latchkey/internal/portal"
+	"latchkey/internal/stripesim"
+	"latchkey/internal/testkit"
+)
+
+// command runs the worker with arguments to its end.
+func (d *deployment) command(env []string, args ...string) (code int, out string) {
+	d.t.Helper()
+	p := d.exec(env, args...)
+	code = p.exit()
+	return code, p.out.String()
+}
+
+func TestBadSettingsAreReportedTogetherWithoutTheirValues(t *testing.T) {
+	t.Parallel()
+	d := &deployment{t: t, database: "postgres://u:secret-password@/x", nats: "nats://127.0.0.1:1"}
+	code, out := d.command([]string{"STRIPE_API_KEY=pk_wrong_kind", "LINK_BASE_URL=http://pay.example.com/path", "LINK_KEYS=1:c2VjcmV0",
+		"LINK_TTL=fortnight", "TRUSTED_PROXIES=10.0.0.0/99", "ROLES=intake,cook", "LOG_LEVEL=loud", "RETURN_URL=ftp://x"}, "run")
+	if code != 1 {
+		t.Errorf("exit %d", code)
+	}
+	for _, name := range []string{"STRIPE_API_KEY", "LINK_BASE_URL", "LINK_KEYS", "LINK_TTL", "TRUSTED_PROXIES", "ROLES", "LOG_LEVEL", "RETURN_URL"} {
+		if !strings.Contains(out, name+":") {
+			t.Errorf("%s is not reported:\n%s", name, out)
+		}
+	}
+	for _, value := range []string{"pk_wrong_kind", "c2VjcmV0", "fortnight", "secret-password"} {
+		if strings.Contains(out, value) {
+			t.Errorf("the value %s is shown:\n%s", value, out)
+		}
+	}
+}
+
+func TestRunRefusesASchemaThatIsBehindAndMigrateMendsIt(t *testing.T) {
+	t.Parallel()
+	d := &deployment{t: t, database: testkit.Database(t, nil), nats: testkit.NATS(t), keys: "1:" + strings.Repeat("A", 43)}
+	free := []string{"HTTP_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "LINK_BASE_URL=https://pay.example.com", "STRIPE_API_BASE="}
+	code, out := d.command(free, "run")
+	if code != 1 || !strings.Contains(out, "worker migrate") {
+		t.Errorf("run on an empty database: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "migrate", "--status"); code != 0 || strings.Contains(out, "applied") || !strings.Contains(out, "missing") {
+		t.Errorf("status of an empty database: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "migrate"); code != 0 || !strings.Contains(out, "latchkey") || !strings.Contains(out, "river") {
+		t.Errorf("migrate: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "migrate"); code != 0 || !strings.Contains(out, "up to date") {
+		t.Errorf("migrate again: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "migrate", "--status"); code != 0 || strings.Contains(out, "missing") {
+		t.Errorf("status: exit %d\n%s", code, out)
+	}
+}
+
+func TestCheckTellsWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	w := d.start()
+	code, out := d.command([]string{"LINK_BASE_URL=" + w.click}, "check")
+	if code != 0 || strings.Contains(out, "FAIL") || strings.Count(out, "ok ") < 7 {
+		t.Errorf("all is well: exit %d\n%s", code, out)
+	}
+	code, out = d.command([]string{"LINK_BASE_URL=" + w.click, "STRIPE_API_KEY=" + stripesim.NoPortalKey}, "check")
+	if code != 1 || strings.Count(out, "FAIL") != 2 || !strings.Contains(out, "write permission for the customer portal") {
+		t.Errorf("no permission: exit %d\n%s", code, out)
+	}
+	d.sim.SetDefaultConfiguration(false)
+	code, out = d.command([]string{"LINK_BASE_URL=" + w.click}, "check")
+	if code != 1 || strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "save a default configuration") {
+		t.Errorf("no configuration: exit %d\n%s", code, out)
+	}
+	if n := len(d.sim.Sessions()); n != 0 {
+		t.Errorf("check made %d sessions", n)
+	}
+	code, out = d.command([]string{"LINK_BASE_URL=" + d.simURL, "DATABASE_URL=postgres://nobody@127.0.0.1:1/x", "NATS_URL=nats://127.0.0.1:1"}, "check")
+	if code != 1 || strings.Count(out, "FAIL") < 3 {
+		t.Errorf("nothing answers: exit %d\n%s", code, out)
+	}
+}
+
+func TestKeysNewPrintsAKeyThatLinkKeysTakes(t *testing.T) {
+	t.Parallel()
+	d := &deployment{t: t}
+	code, out := d.command(nil, "keys", "new", "--id", "9")
+	if keys, err := portal.ParseKeys(strings.TrimSpace(out)); code != 0 || err != nil || keys.SignerID() != 9 {
+		t.Errorf("exit %d, %v:\n%s", code, err, out)
+	}
+	if code, out := d.command(nil, "keys", "new", "--id", "256"); code != 2 {
+		t.Errorf("id 256: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "frobnicate"); code != 2 || !strings.Contains(out, "--help") {
+		t.Errorf("unknown command: exit %d\n%s", code, out)
+	}
+}
+
+// The worker takes its role even where the URL is a superuser's.
+func TestWorkerRunsUnderItsRole(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	pool, err := openPool(t.Context(), d.database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var user string
+	if err := pool.QueryRow(t.Context(), `SELECT current_user`).Scan(&user); err != nil || user != "latchkey_app" {
+		t.Errorf("role %q, %v", user, err)
+	}
+	if _, err := pool.Exec(t.Context(), `UPDATE audit_events SET kind = 'link.issued'`); err == nil {
+		t.Error("the worker's role may update the audit")
+	}
+}
+
+func TestReadyzTellsWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	w := d.start()
+	if status, body, _ := d.do(http.MethodGet, w.admin+"/readyz"); status != 200 || strings.Count(body, "ok") != 3 {
+		t.Errorf("%d %s", status, body)
+	}
+	if status, body, _ := d.do(http.MethodGet, w.admin+"/healthz"); status != 200 || body != "ok\n" {
+		t.Errorf("%d %s", status, body)
+	}
+}
+
+var tokenPattern = regexp.MustCompile(`/l/([A-Za-z0-9_-]{48})`)
+
+// worker dev: samples go through, a click on one reaches the simulated portal, Ctrl-C leaves no
+// process, a killed run is cleaned up, and the next start has the same links.
+func TestDev(t *testing.T) {
+	t.Parallel()
+	d := &deployment{t: t}
+	dir := filepath.Join(t.TempDir(), "dev")
+	own := []string{"DATABASE_URL=", "NATS_URL=", "STRIPE_API_KEY=", "STRIPE_API_BASE=", "LINK_KEYS=", "RETURN_URL="}
+	first := d.exec(own, "dev", "--dir", dir, "--ports-from", "0")
+	state := d.devState(dir, first)
+	if len(state.Samples) != 7 {
+		t.Fatalf("%d samples", len(state.Samples))
+	}
+	for _, s := range state.Samples {
+		status, _, header := d.do(http.MethodPost, s.LinkURL)
+		if status != http.StatusSeeOther {
+			t.Fatalf("%s: %d", s.What, status)
+		}
+		if status, body, _ := d.do(http.MethodGet, header.Get("Location")); status != 200 || !strings.Contains(strings.ToLower(body), "simulator") {
+			t.Errorf("%s: the portal's page answers %d", s.What, status)
+		}
+	}
+	for _, page := range []string{state.StartPage, state.MailCatcher, state.Simulator, state.Admin + "/readyz"} {
+		if status, _, _ := d.do(http.MethodGet, page); status != 200 {
+			t.Errorf("%s: %d", page, status)
+		}
+	}
+	if code, out := d.command(own, "dev", "--dir", dir, "--ports-from", "0"); code != 1 || !strings.Contains(out, "in use") {
+		t.Errorf("a second dev on the folder: exit %d\n%s", code, out)
+	}
+	if err := first.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	first.exit()
+
+	code, out := d.command(own, "dev", "--dir", dir, "--ports-from", "0", "--quit-after-samples")
+	if code != 0 {
+		t.Fatalf("after a kill: exit %d\n%s", code, out)
+	}
+	if strings.Contains(out, state.Samples[0].RequestID) { // else midnight has passed
+		if got := tokenPattern.FindStringSubmatch(out); got == nil || got[1] != tokenOf(state.Samples[0].LinkURL) {
+			t.Errorf("the second start has another link:\n%s", out)
+		}
+	}
+	third := d.exec(own, "dev", "--dir", dir, "--ports-from", "0")
+	d.devState(dir, third)
+	if err := third.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code := third.exit(); code != 0 {
+		t.Errorf("Ctrl-C: exit %d\n%s", code, tail(third.out.String()))
+	}
+	if left := processesOf(t, dir); len(left) > 0 {
+		t.Errorf("processes are left: %v", left)
+	}
+}
+
+// devState waits for dev.json.
+func (d *deployment) devState(dir string, p *process) (state devState) {
+	d.t.Helper()
+	d.until("dev.json", func() bool {
+		content, err := os.ReadFile(filepath.Join(dir, "dev.json"))
+		return err == nil && json.Unmarshal(content, &state) == nil && state.PID == p.cmd.Process.Pid
+	})
+	return state
+}
+
+// processesOf lists running programs that name a folder, where /proc tells.
+func processesOf(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(content), dir) {
+			found = append(found, strings.ReplaceAll(string(content), "\x00", " "))
+		}
+	}
+	return found
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+
+	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
+)
+
+// bareLoops is as many as intake runs.
+const bareLoops = 2
+
+// bareArgs is the job that the bare loop writes for each message.
+type bareArgs struct {
+	ID string `json:"id"`
+}
+
+func (bareArgs) Kind() string { return "bare" }
+
+// intake compares stream-to-committed-links with the bare loop: fetch 500 → rows ON CONFLICT and
+// 500 River jobs in one transaction → ack. Neither's jobs are worked.
+func (b *bench) intake(ctx context.Context) error {
+	n := 50_000
+	if b.short {
+		n = 2000
+	}
+	if err := b.prepareBare(ctx); err != nil {
+		return err
+	}
+	if err := jobs.EnsureStreams(ctx, b.js, true); err != nil {
+		return err
+	}
+	var ours, bare, ratios []float64
+	for round := range b.rounds() {
+		bareRate, err := b.bareRound(ctx, n, round)
+		if err != nil {
+			return fmt.Errorf("bare loop: %w", err)
+		}
+		rate, err := b.intakeRound(ctx, n, round)
+		if err != nil {
+			return fmt.Errorf("intake: %w", err)
+		}
+		ours, bare, ratios = append(ours, rate), append(bare, bareRate), append(ratios, rate/bareRate)
+	}
+	ratio := median(ratios)
+	b.goal(ratio >= 0.8, fmt.Sprintf("intake, stream to committed links, %d", n), fmt.Sprintf("%.0f/s", median(ours)),
+		fmt.Sprintf("bare loop, a job a message: %.0f/s", median(bare)), fmt.Sprintf("%.2f", ratio), "≥ 0.8")
+	return nil
+}
+
+func (b *bench) prepareBare(ctx context.Context) error {
+	_, err := b.pool.Exec(ctx, `CREATE TABLE bare_links (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+		request_id text NOT NULL UNIQUE, body jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now())`)
+	if err != nil {
+		return err
+	}
+	_, err = b.js.CreateStream(ctx, jetstream.StreamConfig{Name: "BARE", Subjects: []string{"bare.>"}, Retention: jetstream.WorkQueuePolicy})
+	return err
+}
+
+// fill publishes n requests.
+func (b *bench) fill(subject string, n, round int) error {
+	for i := range n {
+		body, err := json.Marshal(&jobs.Request{ID: fmt.Sprintf("bench-%d-%d", round, i), Source: "bench", Campaign: "bench",
+			Session:  &portal.SessionParams{Customer: fmt.Sprintf("cus_Bench%d", i), FlowData: &portal.FlowData{Type: "payment_method_update"}},
+			Metadata: map[string]string{"invoice": fmt.Sprintf("in_%d", i)}})
+		if err != nil {
+			return err
+		}
+		if _, err := b.js.PublishAsync(subject, body); err != nil {
+			return err
+		}
+	}
+	<-b.js.PublishAsyncComplete()
+	return nil
+}
+
+func (b *bench) bareRound(ctx context.Context, n, round int) (float64, error) {
+	if err := b.fill("bare.bench", n, round); err != nil {
+		return 0, err
+	}
+	consumer, err := b.js.CreateOrUpdateConsumer(ctx, "BARE", jetstream.ConsumerConfig{Durable: "bare", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 16_000})
+	if err != nil {
+		return 0, err
+	}
+	client, err := river.NewClient(riverpgxv5.New(b.pool), &river.Config{})
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	var loops sync.WaitGroup
+	failed := make(chan error, bareLoops)
+	for range bareLoops {
+		loops.Go(func() { failed <- b.bareLoop(ctx, client, consumer) })
+	}
+	loops.Wait()
+	close(failed)
+	for err := range failed {
+		if err != nil {
+			return 0, err
+		}
+	}
+	return float64(n) / time.Since(began).Seconds(), nil
+}
+
+func (b *bench) bareLoop(ctx context.Context, client *river.Client[pgx.Tx], consumer jetstream.Consumer) error {
+	for {
+		fetched, err := consumer.FetchNoWait(500)
+		if err != nil {
+			return err
+		}
+		var msgs []jetstream.Msg
+		var ids, bodies []string
+		var insert []river.InsertManyParams
+		for msg := range fetched.Messages() {
+			var req jobs.Request
+			if err := json.Unmarshal(msg.Data(), &req); err != nil {
+				return err
+			}
+			msgs, ids, bodies = append(msgs, msg), append(ids, req.ID), append(bodies, string(msg.Data()))
+			insert = append(insert, river.InsertManyParams{Args: bareArgs{ID: req.ID}})
+		}
+		if len(msgs) == 0 {
+			return nil
+		}
+		err = pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, `INSERT INTO bare_links (request_id, body) SELECT id, body::jsonb FROM unnest($1::text[], $2::text[]) AS t (id, body)
+				ON CONFLICT (request_id) DO NOTHING`, ids, bodies); err != nil {
+				return err
+			}
+			_, err := client.InsertManyFastTx(ctx, tx, insert)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, msg := range msgs {
+			if err := msg.Ack(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (b *bench) intakeRound(ctx context.Context, n, round int) (float64, error) {
+	if err := b.fill(jobs.RequestsPrefix+"bench", n, round); err != nil {
+		return 0, err
+	}
+	var key [32]byte
+	_, _ = rand.Read(key[:])
+	keys, err := portal.ParseKeys(portal.FormatKey(1, key))
+	if err != nil {
+		return 0, err
+	}
+	log := slog.New(slog.DiscardHandler)
+	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JetStream: b.js, Keys: keys, Now: time.Now, Log: log})
+	if err != nil {
+		return 0, err
+	}
+	issuer := &jobs.Issuer{Pool: b.pool, Keys: keys, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
+	runCtx, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	began := time.Now()
+	go func() { ended <- jobs.NewIntake(b.js, issuer, log, nil).Run(runCtx) }()
+	if err := b.untilServed(ctx, ended); err != nil {
+		return 0, err
+	}
+	took := time.Since(began)
+	stop()
+	if err := <-ended; err != nil {
+		return 0, err
+	}
+	return float64(n) / took.Seconds(), nil
+}
+
+// untilServed waits until every message is acknowledged.
+func (b *bench) untilServed(ctx context.Context, ended chan error) error {
+	for {
+		select {
+		case err := <-ended:
+			return fmt.Errorf("intake ended early: %w", err)
+		case <-time.After(5 * time.Millisecond):
+		}
+		stream, err := b.js.Stream(ctx, jobs.RequestsStream)
+		if err != nil {
+			return err
+		}
+		consumer, err := stream.Consumer(ctx, jobs.IntakeConsumer)
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if info := consumer.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,149 @@
+// Command bench measures the service on this machine, everything on it at once: Postgres with
+// fsync, NATS with JetStream on disk, the worker, the simulator and the load.
+//
+//	go run ./internal/bench          (make bench)
+//	go run ./internal/bench -short   a form of seconds, for CI
+//
+// Each comparison runs both sides in turn, several rounds, and prints the medians and the median
+// of the rounds' ratios: this kind of machine is noisy, and a ratio of two runs minutes apart
+// says little. It exits 1 where a goal is missed.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"latchkey/internal/stack"
+	"latchkey/migrations"
+)
+
+func main() {
+	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
+	flag.Parse()
+	b := &bench{short: *short, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
+	if err := b.run(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	if b.missed > 0 && !b.short {
+		fmt.Fprintf(os.Stderr, "bench: %d goals missed\n", b.missed)
+		os.Exit(1)
+	}
+}
+
+type bench struct {
+	short  bool
+	out    *tabwriter.Writer
+	missed int
+
+	dir  string
+	pg   *stack.Postgres
+	ns   *stack.NATS
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	pool *pgxpool.Pool
+}
+
+func (b *bench) rounds() int {
+	if b.short {
+		return 1
+	}
+	return 5
+}
+
+func (b *bench) run(ctx context.Context) (err error) {
+	if b.dir, err = os.MkdirTemp("", "latchkey-bench-"); err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(b.dir) }()
+	if err := b.start(ctx); err != nil {
+		return err
+	}
+	defer b.stop(ctx)
+	fmt.Printf("%s, %d CPUs, %s; Postgres with fsync, NATS JetStream on disk; medians of %d interleaved rounds\n\n",
+		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), runtime.Version(), b.rounds())
+	fmt.Fprintln(b.out, "what\tours\tcompared with\tratio\tgoal")
+	for _, part := range []func(context.Context) error{b.intake, b.service} {
+		if err := part(ctx); err != nil {
+			return err
+		}
+		_ = b.out.Flush()
+	}
+	return nil
+}
+
+func (b *bench) start(ctx context.Context) (err error) {
+	if b.pg, err = stack.StartPostgres(ctx, stack.PostgresConfig{Dir: filepath.Join(b.dir, "pg"), Fsync: true}); err != nil {
+		return err
+	}
+	if b.ns, err = stack.StartNATS(ctx, stack.NATSConfig{Dir: filepath.Join(b.dir, "nats")}); err != nil {
+		return err
+	}
+	if b.nc, err = nats.Connect(b.ns.URL()); err != nil {
+		return err
+	}
+	if b.js, err = jetstream.New(b.nc, jetstream.WithPublishAsyncMaxPending(1000)); err != nil {
+		return err
+	}
+	cfg, err := pgxpool.ParseConfig(b.pg.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	cfg.MaxConns = 16
+	if b.pool, err = pgxpool.NewWithConfig(ctx, cfg); err != nil {
+		return err
+	}
+	_, err = migrations.Up(ctx, b.pool)
+	return err
+}
+
+func (b *bench) stop(ctx context.Context) {
+	b.pool.Close()
+	b.nc.Close()
+	if err := b.ns.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: stop NATS:", err)
+	}
+	if err := b.pg.Stop(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: stop Postgres:", err)
+	}
+}
+
+// goal prints a row and counts a miss.
+func (b *bench) goal(met bool, what, ours, other, ratio, goal string) {
+	if !met {
+		b.missed++
+		goal += "  MISSED"
+	}
+	fmt.Fprintf(b.out, "%s\t%s\t%s\t%s\t%s\n", what, ours, other, ratio, goal)
+}
+
+func median[T int | float64 | time.Duration](v []T) T {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
+func quantile(v []time.Duration, q float64) time.Duration {
+	slices.Sort(v)
+	return v[min(int(float64(len(v))*q), len(v)-1)]
+}
+
+// build makes the worker's binary.
+func (b *bench) build(ctx context.Context) (string, error) {
+	path := filepath.Join(b.dir, "worker")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "latchkey/cmd/worker")
+	cmd.Stderr = os.Stderr
+	return path, cmd.Run()
+}
