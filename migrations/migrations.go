@@ -1,9 +1,9 @@
 // Package migrations brings a database's schema up: River's tables by rivermigrate, ours by the
 // SQL files of this folder (goose), then the worker role's rights.
 //
-// Both migrators run one after the other on sessions of one pool while a third session holds an
-// advisory lock, because rivermigrate takes none of its own: any number of workers and operators
-// may run Up at once, and each finds either nothing or all of it to do.
+// Both migrators run one after the other on sessions of one pool while a session outside of it
+// holds an advisory lock, because rivermigrate takes none of its own: any number of workers and
+// operators may run Up at once, and each finds either nothing or all of it to do.
 //
 // Code of one release runs before and after each migration: a file here only adds, or removes
 // what the release before it stopped using.
@@ -49,12 +49,13 @@ var ErrBehind = errors.New("the database schema is behind this binary")
 // it applied; a second Up goes on from there. The database's user must own the schema and may
 // need CREATEROLE for the first run.
 func Up(ctx context.Context, pool *pgxpool.Pool) (done []Step, err error) {
-	conn, err := pool.Acquire(ctx)
+	// Not of the pool: one of a single connection, or one that several Ups share, would have none
+	// left for the migrators. Closing the session is what surely frees the lock.
+	conn, err := pgx.ConnectConfig(ctx, pool.Config().ConnConfig)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
 	}
-	// Closed rather than given back: ending the session is what surely frees the lock.
-	defer func() { _ = conn.Hijack().Close(context.WithoutCancel(ctx)) }()
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", lockKey); err != nil {
 		return nil, fmt.Errorf("wait for another migration to end: %w", err)
 	}
@@ -83,7 +84,7 @@ func Up(ctx context.Context, pool *pgxpool.Pool) (done []Step, err error) {
 	if err != nil {
 		return done, fmt.Errorf("own migrations: %w", err)
 	}
-	if err := grant(ctx, conn.Conn()); err != nil {
+	if err := grant(ctx, conn); err != nil {
 		return done, fmt.Errorf("grant rights to %s: %w", AppRole, err)
 	}
 	pool.Reset() // DDL leaves cached plans behind that answer 0A000
@@ -110,7 +111,9 @@ BEGIN
     GRANT SELECT ON latchkey_migrations TO latchkey_app;
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO latchkey_app', current_schema());
     -- worker run does SET ROLE latchkey_app, which wants a membership (a superuser needs none).
-    IF NOT pg_has_role(current_user, 'latchkey_app', 'MEMBER') THEN
+    -- From Postgres 16 on, who creates a role is a member that may not do SET ROLE.
+    IF NOT pg_has_role(current_user, 'latchkey_app',
+            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
         EXECUTE format('GRANT latchkey_app TO %I', current_user);
     END IF;
 END

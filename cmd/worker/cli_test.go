@@ -134,6 +134,16 @@ func TestReadyzTellsWhatItWaitsFor(t *testing.T) {
 	if status, body, _ := d.do(http.MethodGet, w.admin+"/healthz"); status != 200 || body != "ok\n" {
 		t.Errorf("%d %s", status, body)
 	}
+	admin := "ADMIN_ADDR=" + strings.TrimPrefix(w.admin, "http://")
+	if code, out := d.command([]string{admin}, "health"); code != 0 || out != "" {
+		t.Errorf("health: exit %d\n%s", code, out)
+	}
+	if err := w.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := d.command([]string{admin}, "health"); code != 1 || strings.Count(out, "\n") != 1 {
+		t.Errorf("health of a stopped worker: exit %d\n%s", code, out)
+	}
 }
 
 var tokenPattern = regexp.MustCompile(`/l/([A-Za-z0-9_-]{48})`)

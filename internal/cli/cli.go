@@ -30,11 +30,15 @@ func Main(root *cobra.Command) int {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetOut(os.Stdout) // cobra's Println would take stderr, and $(worker keys new) would be empty
 	// What fails before a command's own code runs is wrong usage: flags, arguments, its name.
 	started := false
 	eachCommand(root, func(cmd *cobra.Command) {
 		if run := cmd.RunE; run != nil {
 			cmd.RunE = func(cmd *cobra.Command, args []string) error { started = true; return run(cmd, args) }
+		}
+		if !cmd.Runnable() && cmd.HasSubCommands() {
+			refuseUnknown(cmd)
 		}
 	})
 	err := root.ExecuteContext(ctx)
@@ -60,6 +64,18 @@ func eachCommand(cmd *cobra.Command, f func(*cobra.Command)) {
 	for _, sub := range cmd.Commands() {
 		eachCommand(sub, f)
 	}
+}
+
+// refuseUnknown makes a group of commands refuse a word that is none of them; cobra would print
+// the group's help and be content.
+func refuseUnknown(group *cobra.Command) {
+	group.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %q for %q", args[0], cmd.CommandPath())
+		}
+		return nil
+	}
+	group.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 }
 
 // UsageError is returned by a command whose arguments don't go together.

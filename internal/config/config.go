@@ -2,7 +2,8 @@
 // out: every problem at once, each by name and never by value, and secrets from files.
 //
 // A field `envconfig:"NAME"` is read from LATCHKEY_NAME or NAME; one tagged secret:"true" also
-// from the file that LATCHKEY_NAME_FILE or NAME_FILE names.
+// from the file that LATCHKEY_NAME_FILE or NAME_FILE names. A variable that is set but empty, as
+// compose files leave them, counts as not set: Load takes it out of the environment.
 package config
 
 import (
@@ -49,6 +50,11 @@ func Load(dst any) Problems {
 		if name == "" { // a group of settings
 			problems = append(problems, Load(v.Field(i).Addr().Interface())...)
 			continue
+		}
+		for _, key := range []string{Prefix + "_" + name, name} {
+			if os.Getenv(key) == "" {
+				_ = os.Unsetenv(key) // fails for names that no variable can have
+			}
 		}
 		one := reflect.New(reflect.StructOf([]reflect.StructField{f}))
 		if err := envconfig.Process(Prefix, one.Interface()); err != nil {

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"net/url"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,6 +32,10 @@ func (c NATS) Connect(name string, more ...nats.Option) (*nats.Conn, error) {
 		opts = append(opts, nats.RootCAs(c.CA))
 	}
 	nc, err := nats.Connect(c.URL, opts...)
+	var parse *url.Error
+	if errors.As(err, &parse) {
+		return nil, errors.New("NATS_URL is not a URL such as nats://nats:4222") // the cause quotes it
+	}
 	if err != nil {
 		return nil, fmt.Errorf("no connection to NATS, is NATS_URL right and the server up? %w", err)
 	}

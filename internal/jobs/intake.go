@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -126,53 +125,21 @@ func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
 		items = append(items, item)
 		msgs[item] = msg
 	}
-	for _, part := range in.issue(ctx, items) {
+	var served []*Item
+	failed := false
+	for _, part := range in.Issuer.issueApart(ctx, in.Log, items) {
 		if part.err != nil {
 			in.giveBack(part, msgs)
-			sleep(stop, time.Second) // the database is away: fetch no faster than it may come back
+			failed = true
 			continue
 		}
 		in.metrics.count(part.items)
-		for _, item := range part.items {
-			in.settle(ctx, item, msgs[item])
-		}
+		served = append(served, part.items...)
 	}
-}
-
-// part is a run of items that shared a transaction.
-type part struct {
-	items []*Item
-	err   error
-}
-
-// issue serves items in one transaction, and, where the database refuses a value that our checks
-// let through, each in its own, so that one bad request holds up no other.
-func (in *Intake) issue(ctx context.Context, items []*Item) []part {
-	err := in.Issuer.Issue(ctx, items)
-	if err == nil || !refusesValue(err) {
-		return []part{{items, err}}
+	in.settle(ctx, served, msgs)
+	if failed {
+		sleep(stop, time.Second) // the database is away: fetch no faster than it may come back
 	}
-	if len(items) == 1 {
-		in.Log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", err)
-		items[0].refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
-		return []part{{items, in.Issuer.Issue(ctx, items)}}
-	}
-	var parts []part
-	for i := range items {
-		parts = append(parts, in.issue(ctx, items[i:i+1])...)
-	}
-	return parts
-}
-
-// refusesValue tells an error that the same rows will always meet (data exception, integrity
-// constraint, program limit) from one that passes.
-func refusesValue(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return false
-	}
-	class := pg.Code[:min(2, len(pg.Code))]
-	return class == "22" || class == "23" || class == "54"
 }
 
 // giveBack asks for redelivery, later with each try.
@@ -191,27 +158,48 @@ func (in *Intake) giveBack(p part, msgs map[*Item]jetstream.Msg) {
 	}
 }
 
-// settle acknowledges a served request, and dead-letters a rejected one. Durable by now are the
-// link or the rejection's audit row.
-func (in *Intake) settle(ctx context.Context, item *Item, msg jetstream.Msg) {
-	log := in.Log.With("request_id", item.Request.ID)
-	if item.Rejection == nil {
+// settle acknowledges requests that have their link, then dead-letters the rejected ones. Durable
+// by now are links and the rejections' audit rows.
+func (in *Intake) settle(ctx context.Context, items []*Item, msgs map[*Item]jetstream.Msg) {
+	var rejected []*Item
+	for _, item := range items {
+		if item.Rejection != nil {
+			rejected = append(rejected, item)
+			continue
+		}
+		log := in.Log.With("request_id", item.Request.ID)
 		log.Debug("request served", "link_id", item.Link.ID, "result", item.result())
-		if err := msg.Ack(); err != nil {
+		if err := msgs[item].Ack(); err != nil {
 			log.Warn("the acknowledgement was lost; the redelivery will find the link", "error", err)
 		}
-		return
+	}
+	for i, item := range rejected {
+		if err := in.reject(ctx, item, msgs[item]); err != nil {
+			in.Log.Error("dead letters can't be stored; the requests go back to JetStream", "requests", len(rejected)-i, "error", err)
+			in.retryLater(rejected[i:], msgs) // without a try each: a stop must not wait for all of them
+			return
+		}
+	}
+}
+
+// reject stores the dead letter and then ends the request's delivery.
+func (in *Intake) reject(ctx context.Context, item *Item, msg jetstream.Msg) error {
+	log := in.Log.With("request_id", item.Request.ID)
+	if err := in.deadLetter(ctx, item, msg); err != nil {
+		return err
 	}
 	log.Warn("request rejected", "code", item.Rejection.Code, "reason", item.Rejection.Reason)
-	if err := in.deadLetter(ctx, item, msg); err != nil {
-		log.Error("the dead letter could not be stored; the request goes back to JetStream", "error", err)
-		if err := msg.NakWithDelay(5 * time.Second); err != nil {
-			log.Warn("a request will be redelivered after its ack wait", "error", err)
-		}
-		return
-	}
 	if err := msg.TermWithReason(string(item.Rejection.Code)); err != nil {
 		log.Warn("the termination was lost; the redelivery will be dead-lettered under the same id", "error", err)
+	}
+	return nil
+}
+
+func (in *Intake) retryLater(items []*Item, msgs map[*Item]jetstream.Msg) {
+	for _, item := range items {
+		if err := msgs[item].NakWithDelay(5 * time.Second); err != nil {
+			in.Log.Warn("a request will be redelivered after its ack wait", "error", err)
+		}
 	}
 }
 

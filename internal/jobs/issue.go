@@ -1,18 +1,21 @@
 package jobs
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"latchkey/internal/portal"
@@ -42,7 +45,7 @@ type Item struct {
 
 	hash       []byte
 	redelivery bool
-	refuse     *Rejection // set by intake once the database refused the item
+	refuse     *Rejection // set once the database refused the item
 }
 
 // messageID derives the id of the audit row that a message may need (request.rejected,
@@ -84,6 +87,42 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 	// a redelivery, which adds nothing.
 }
 
+// part is a run of items that shared a transaction.
+type part struct {
+	items []*Item
+	err   error
+}
+
+// issueApart serves items in one transaction, and, where the database refuses a value that our
+// checks let through, each in its own, so that one bad request holds up no other and is rejected.
+func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item) []part {
+	err := s.Issue(ctx, items)
+	if err == nil || !refusesValue(err) {
+		return []part{{items, err}}
+	}
+	if len(items) == 1 {
+		log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", err)
+		items[0].refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
+		return []part{{items, s.Issue(ctx, items)}}
+	}
+	var parts []part
+	for i := range items {
+		parts = append(parts, s.issueApart(ctx, log, items[i:i+1])...)
+	}
+	return parts
+}
+
+// refusesValue tells an error that the same rows will always meet (data exception, integrity
+// constraint, program limit) from one that passes.
+func refusesValue(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	class := pg.Code[:min(2, len(pg.Code))]
+	return class == "22" || class == "23" || class == "54"
+}
+
 // parse checks a request and prepares its link.
 func (s *Issuer) parse(item *Item, now time.Time) {
 	item.Link, item.Rejection, item.Repeat, item.redelivery = nil, nil, false, false
@@ -101,7 +140,12 @@ func (s *Issuer) parse(item *Item, now time.Time) {
 	if err != nil && !errors.As(err, &item.Rejection) {
 		item.Rejection = &Rejection{InvalidField, "$: can't be stored"}
 	}
+	if item.expired() { // perhaps it was served while its time had not come
+		item.hash, _ = req.hash()
+	}
 }
+
+func (i *Item) expired() bool { return i.Rejection != nil && i.Rejection.Code == Expired }
 
 func (s *Issuer) newLink(req *Request, now time.Time) (*portal.Link, []byte, error) {
 	hash, err := req.hash()
@@ -196,12 +240,13 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 }
 
 // findRepeats reads the links that were there before (or came from this batch's first item of the
-// same id) and sorts repeats into redeliveries, duplicates and conflicts.
+// same id) and sorts repeats into redeliveries, duplicates and conflicts. An expired request that
+// has its link is a repeat like any other: time alone turns no served request into a rejected one.
 func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) error {
 	var ids []string
 	for _, item := range items {
-		if item.Repeat {
-			ids = append(ids, item.Link.RequestID)
+		if item.Repeat || item.expired() {
+			ids = append(ids, item.Request.ID)
 		}
 	}
 	if len(ids) == 0 {
@@ -230,17 +275,17 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 		byID[l.RequestID] = l
 	}
 	for _, item := range items {
-		if !item.Repeat {
+		first, served := origins[item.Request.ID]
+		if !item.Repeat && !(item.expired() && served) {
 			continue
 		}
-		first := origins[item.Link.RequestID]
+		item.Link, item.Rejection, item.Repeat = byID[item.Request.ID], nil, true
 		if !slices.Equal(first.hash, item.hash) {
 			item.Link, item.Repeat = nil, false
 			item.Rejection = &Rejection{IDConflict, "$.id was used before, by a request with other content; a new request needs a new id"}
 			continue
 		}
 		item.redelivery = first.published.Equal(item.Published.Truncate(time.Microsecond))
-		item.Link = byID[item.Link.RequestID]
 	}
 	return nil
 }
@@ -272,6 +317,9 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		}
 		events = append(events, e)
 	}
+	// By id, as links go in by request id: the ids of rejections and duplicates are the messages'
+	// own, and two workers that serve the same ones in another order must not wait for each other.
+	slices.SortFunc(events, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
 	if err := portal.InsertAudit(ctx, tx, events); err != nil {
 		return err
 	}

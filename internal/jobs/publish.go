@@ -56,13 +56,14 @@ type publishWorker struct {
 
 // Work returns nil when every event is stored; snoozes while JetStream is away, which counts as
 // no attempt, so no outage is long enough to lose an event; cancels a job that can never work;
-// and is retried by River after any other error.
+// and is retried by River after any other error. A row whose event can't be made (its link is
+// gone, or its key is not in LINK_KEYS any more) does not keep the others' back.
 func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) error {
-	events, err := w.events(ctx, job.Args.Rows)
+	events, unmade, err := w.events(ctx, job.Args.Rows)
 	if err != nil {
 		return err
 	}
-	if len(events) == 0 {
+	if len(events) == 0 && unmade == nil {
 		return river.JobCancel(errors.New("the job names no audit row: was the database restored from a dump without them?"))
 	}
 	err = notify.Publish(ctx, w.js, events)
@@ -74,18 +75,19 @@ func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) e
 		return err
 	}
 	w.metrics.published.Add(float64(len(events)))
-	return nil
+	return unmade
 }
 
 const publishSnooze = 3 * time.Second
 
-func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) ([]notify.Event, error) {
+// events makes the events of rows; unmade is about rows whose event can't be made.
+func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade, err error) {
 	var rows []portal.AuditEvent
 	linkIDs := map[uuid.UUID]bool{}
 	for _, r := range ranges {
 		got, err := portal.LoadAudit(ctx, w.pool, `id BETWEEN $2 AND $3`, r.First, r.Last)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, e := range got {
 			linkIDs[e.LinkID] = true
@@ -98,21 +100,22 @@ func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) ([]
 	}
 	links, err := portal.LoadLinks(ctx, w.pool, `id = ANY($1)`, ids)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	byID := make(map[uuid.UUID]*portal.Link, len(links))
 	for _, l := range links {
 		byID[l.ID] = l
 	}
-	events := make([]notify.Event, 0, len(rows))
+	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
 		e, err := w.event(row, byID[row.LinkID])
 		if err != nil {
-			return nil, err
+			unmade = err // one speaks for all: mostly they have one cause
+			continue
 		}
 		events = append(events, e)
 	}
-	return events, nil
+	return events, unmade, nil
 }
 
 // event makes a row's CloudEvent. A request that was published again has its link.issued

@@ -35,8 +35,8 @@ type Request struct {
 	ExpiresIn     string                `json:"expires_in,omitzero"` // Go duration, from the link's creation on
 	ExpiresAt     string                `json:"expires_at,omitzero"` // RFC 3339
 	MaxSessions   *int                  `json:"max_sessions,omitzero"`
-	Deliver       []Delivery            `json:"deliver,omitzero"`
-	Metadata      map[string]string     `json:"metadata,omitzero"`
+	Deliver       []Delivery            `json:"deliver,omitempty"`
+	Metadata      map[string]string     `json:"metadata,omitempty"`
 }
 
 // Delivery is a channel that the link should go out by.
@@ -118,32 +118,55 @@ func validID(id string) bool {
 
 // lint reads every token before anything is decoded: bad syntax, a name given twice, invalid
 // UTF-8 (all by jsontext), something behind the object; then what decoding would not tell: U+0000,
-// which Postgres cannot store, and an empty string where Stripe refuses one.
+// which Postgres cannot store, an empty string where Stripe refuses one, and a null that does not
+// mean an absent field but would turn into an empty string.
 func lint(body []byte) error {
 	dec := jsontext.NewDecoder(bytes.NewReader(body))
 	if dec.PeekKind() != '{' {
 		return &Rejection{InvalidJSON, "a request must be a JSON object (got " + kindName(dec.PeekKind()) + ")"}
 	}
+	top := "" // the field of the request that the decoder is in
 	for depth := -1; depth != 0; depth = dec.StackDepth() {
 		token, err := dec.ReadToken()
 		if err != nil {
 			return syntaxRejection(err)
 		}
-		if token.Kind() != '"' {
-			continue
+		if dec.StackDepth() == 1 {
+			if _, n := dec.StackIndex(1); n%2 == 1 { // a name
+				top = token.String()
+			}
 		}
-		path := string(dec.StackPointer())
-		switch s := token.String(); {
-		case strings.ContainsRune(s, 0):
-			return field(jsonPath(path), "must not hold the character U+0000", "")
-		case s == "" && strings.HasPrefix(path, "/session/"):
-			return field(jsonPath(path), "must not be empty; leave it out instead", "an empty string")
+		// The path is asked for only to be told: in deep nesting it costs as much as all the rest.
+		if rule, got := lintToken(dec, token, top); rule != "" {
+			return field(jsonPath(string(dec.StackPointer())), rule, got)
 		}
 	}
 	if _, err := dec.ReadToken(); !errors.Is(err, io.EOF) {
 		return &Rejection{InvalidJSON, "something follows the JSON object"}
 	}
 	return nil
+}
+
+// lintToken returns the rule that a token breaks, and what it is.
+func lintToken(dec *jsontext.Decoder, token jsontext.Token, top string) (rule, got string) {
+	depth := dec.StackDepth()
+	container, n := dec.StackIndex(depth)
+	inSession := top == "session" && depth > 1
+	switch token.Kind() {
+	case 'n':
+		if top == "metadata" && depth > 1 || inSession && container == '[' {
+			return "must not be null; leave it out instead", "null"
+		}
+	case '"':
+		s := token.String()
+		if strings.ContainsRune(s, 0) {
+			return "must not hold the character U+0000", ""
+		}
+		if isName := container == '{' && n%2 == 1; s == "" && inSession && !isName {
+			return "must not be empty; leave it out instead", "an empty string"
+		}
+	}
+	return "", ""
 }
 
 func syntaxRejection(err error) *Rejection {
@@ -212,13 +235,20 @@ func kindName(k jsontext.Kind) string {
 	return "no JSON"
 }
 
+// maxPath bounds a path in a message: 64 KiB can nest ten thousand deep.
+const maxPath = 200
+
 // jsonPath writes a JSON pointer as JSONPath (RFC 9535). Names in it can be a stranger's: they
 // are cut and freed of what does not print.
 func jsonPath(pointer string) string {
 	var b strings.Builder
 	b.WriteByte('$')
 	for token := range jsontext.Pointer(pointer).Tokens() {
-		if _, err := strconv.Atoi(token); err == nil {
+		if b.Len() > maxPath {
+			b.WriteString("…")
+			break
+		}
+		if _, err := strconv.Atoi(token); err == nil && len(token) < 10 {
 			b.WriteString("[" + token + "]")
 			continue
 		}
@@ -314,7 +344,11 @@ func (r *Request) Expiry(rules Rules, now time.Time) (time.Time, error) {
 	if path != "" && expires.After(now.Add(rules.TTLMax)) {
 		return time.Time{}, field(path, "lies further ahead than LINK_TTL_MAX ("+rules.TTLMax.String()+")", "a later time")
 	}
-	return expires.Truncate(time.Microsecond), nil
+	expires = expires.Truncate(time.Microsecond) // what Postgres keeps
+	if !expires.After(now) {
+		return time.Time{}, &Rejection{Expired, path + " lies less than a microsecond ahead"}
+	}
+	return expires, nil
 }
 
 // checkDeliver checks the channels' form; then, since none is configured in this version, it
@@ -365,8 +399,8 @@ func (d *Delivery) check(at string) error {
 	return nil
 }
 
-// content is the request in one spelling whatever its field order, white space and number forms,
-// and the hash that tells a repeat from another request under the same id.
+// hash tells a repeat from another request under the same id. It is taken of the request in one
+// spelling, whatever its field order, white space and number forms.
 func (r *Request) hash() ([]byte, error) {
 	for i := range r.Deliver {
 		if d := &r.Deliver[i].Data; len(*d) > 0 {

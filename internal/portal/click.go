@@ -3,6 +3,7 @@ package portal
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -93,10 +94,6 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	s.Pages.setHeaders(rec.Header())
 	switch {
-	case r.ContentLength > maxBodyBytes:
-		rec.Header().Set("Connection", "close")
-		s.Pages.write(rec, r, answer{page: pageTooLarge})
-		return
 	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost:
 		rec.Header().Set("Allow", "GET, HEAD, POST")
 		s.Pages.write(rec, r, answer{page: pageMethod})
@@ -106,7 +103,13 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = rec.Write([]byte("User-agent: *\nDisallow: /\n"))
 		return
 	}
-	r.Body = http.MaxBytesReader(rec, r.Body, maxBodyBytes)
+	// Nobody looks at a body; read to its end, it cannot hold a length of its own choice, and a
+	// POST that did not arrive in full presses no button. (w, not rec: the server itself must
+	// learn that the connection is of no more use.)
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBodyBytes)); err != nil {
+		s.Pages.write(rec, r, answer{page: pageTooLarge})
+		return
+	}
 	s.Pages.write(rec, r, s.answer(r))
 }
 

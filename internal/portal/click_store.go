@@ -157,14 +157,18 @@ func (s *Store) Sweep(ctx context.Context, startedBefore time.Time) (int, error)
 			links[i] = e.LinkID
 		}
 		if _, err := tx.Exec(ctx, `
-			UPDATE links l SET sessions_reserved = sessions_reserved - n.count
-			FROM (SELECT id, count(*) FROM unnest($1::uuid[]) AS t (id) GROUP BY id) n
+			UPDATE links l SET sessions_reserved = l.sessions_reserved - n.count
+			FROM (SELECT id, count FROM links JOIN (SELECT id, count(*) FROM unnest($1::uuid[]) AS t (id) GROUP BY id) c USING (id)
+			      ORDER BY id FOR UPDATE OF links) n -- locked in the order of Revoke, or the two could wait for each other
 			WHERE l.id = n.id`, links); err != nil {
 			return fmt.Errorf("give reserved uses back: %w", err)
 		}
 		return s.appendAll(ctx, tx, events)
 	})
-	return closed, err
+	if err != nil {
+		return 0, err
+	}
+	return closed, nil
 }
 
 // appendAll writes rows of event kinds under one range of ids and with one publish job.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -34,8 +36,11 @@ func (r Revocation) where() (string, any, error) {
 			where, arg = column+" = $1", value
 		}
 	}
-	if set != 1 || r.By == "" || len(r.By) > 200 || len(r.Reason) > 200 {
+	if set != 1 || r.By == "" || utf8.RuneCountInString(r.By) > 200 || utf8.RuneCountInString(r.Reason) > 200 {
 		return "", nil, ErrRevocation
+	}
+	if all := r.RequestID + r.Customer + r.Campaign + r.By + r.Reason; !utf8.ValidString(all) || strings.ContainsRune(all, 0) {
+		return "", nil, fmt.Errorf("U+0000 and invalid UTF-8 can't be stored: %w", ErrRevocation)
 	}
 	if r.LinkID != "" {
 		id, err := uuid.Parse(r.LinkID)
@@ -58,9 +63,11 @@ func (s *Store) Revoke(ctx context.Context, r Revocation) (int, error) {
 	total := 0
 	for {
 		n, err := s.revokeSome(ctx, r, where, arg)
-		total += n
-		if err != nil || n < revokeChunk {
+		if err != nil {
 			return total, err
+		}
+		if total += n; n < revokeChunk {
+			return total, nil
 		}
 	}
 }

@@ -31,8 +31,11 @@ type SessionRules struct {
 	APIVersion     string   // STRIPE_API_VERSION; empty = the SDK's
 }
 
-// maxURL is the length that Stripe takes for a URL.
-const maxURL = 5000
+// Lengths that Stripe takes for a URL and for an id.
+const (
+	maxURL = 5000
+	maxID  = 255
+)
 
 // Check holds the parameters against Stripe's documented rules, as far as that is possible
 // without asking Stripe; paths begin with $.session. It returns the first breach as a *FieldError.
@@ -115,7 +118,7 @@ func (c *checker) retention(at string, r *Retention) {
 	c.enum(at+".type", r.Type, "coupon_offer")
 	if c.required(at+".coupon_offer", r.CouponOffer != nil) {
 		c.required(at+".coupon_offer.coupon", r.CouponOffer.Coupon != "")
-		c.id(at+".coupon_offer.coupon", r.CouponOffer.Coupon, "")
+		c.length(at+".coupon_offer.coupon", r.CouponOffer.Coupon, maxID)
 	}
 }
 
@@ -128,7 +131,7 @@ func (c *checker) confirm(at string, u *SubscriptionUpdateConfirm) {
 		at := fmt.Sprintf("%s.items[%d]", at, i)
 		c.required(at+".id", item.ID != "")
 		c.id(at+".id", item.ID, "si_")
-		c.id(at+".price", item.Price, "") // a legacy plan's id has no prefix
+		c.length(at+".price", item.Price, maxID) // a legacy plan's id is what its owner chose
 		if item.Quantity != nil && *item.Quantity < 0 {
 			c.fail(at+".quantity", "must not be negative", "a negative number")
 		}
@@ -141,7 +144,7 @@ func (c *checker) confirm(at string, u *SubscriptionUpdateConfirm) {
 		if (d.Coupon == "") == (d.PromotionCode == "") {
 			c.fail(at, "must have one of coupon and promotion_code", "")
 		}
-		c.id(at+".coupon", d.Coupon, "")
+		c.length(at+".coupon", d.Coupon, maxID)
 		c.id(at+".promotion_code", d.PromotionCode, "promo_")
 	}
 }
@@ -205,7 +208,7 @@ func (c *checker) only(at, field, chosen string, present map[string]bool) {
 	}
 }
 
-// id checks one of Stripe's ids: its prefix, at most 255 characters of [A-Za-z0-9_-].
+// id checks one of Stripe's ids: its prefix, at most maxID characters of [A-Za-z0-9_-].
 func (c *checker) id(path, id, prefix string) {
 	if id == "" {
 		return
@@ -213,7 +216,7 @@ func (c *checker) id(path, id, prefix string) {
 	if !strings.HasPrefix(id, prefix) || len(id) == len(prefix) {
 		c.fail(path, "must begin with "+prefix, text(id))
 	}
-	c.length(path, id, 255)
+	c.length(path, id, maxID)
 	if leadingToken(id) != id {
 		c.fail(path, "may have letters, digits, _ and - only", text(id))
 	}

@@ -27,22 +27,31 @@ type StripeConfig struct {
 	Registerer       prometheus.Registerer
 }
 
-// Deadlines of one click's conversation with Stripe. A try that hangs is given up early enough
-// for another one under the same idempotency key.
-const (
-	stripeDeadline   = 10 * time.Second
-	stripeTryTimeout = 4 * time.Second
-	stripeTries      = 4
-)
+// stripeDeadline bounds one click's conversation with Stripe.
+const stripeDeadline = 10 * time.Second
+
+// stripeTries is how often a click asks Stripe at most.
+const stripeTries = 4
+
+// pace is how that time is spent. A try that hangs is given up early enough for another one under
+// the same idempotency key.
+type pace struct {
+	deadline, try         time.Duration
+	firstPause, mostPause time.Duration // between tries
+}
+
+var stripePace = pace{deadline: stripeDeadline, try: 4 * time.Second, firstPause: 150 * time.Millisecond, mostPause: 1500 * time.Millisecond}
 
 // Stripe creates portal sessions. It is safe for concurrent use.
 type Stripe struct {
-	cfg      StripeConfig
-	client   *stripe.Client
-	retry    failsafe.Executor[*stripe.BillingPortalSession]
-	httpOK   bool // session URLs may be http: Stripe itself is on loopback
-	http     *http.Client
-	duration *prometheus.HistogramVec
+	returnURL string // for sessions that name none
+	version   string // Stripe-Version; empty = the SDK's
+	pace      pace
+	client    *stripe.Client
+	retry     failsafe.Executor[*stripe.BillingPortalSession]
+	httpOK    bool // session URLs may be http: Stripe itself is on loopback
+	http      *http.Client
+	duration  *prometheus.HistogramVec
 }
 
 // Session is a portal session that Stripe made. URL is a bearer secret: it goes into one
@@ -51,7 +60,7 @@ type Session struct {
 	ID        string
 	RequestID string
 	Livemode  bool
-	URL       string
+	URL       string `json:"-"`
 }
 
 // String keeps the URL out of logs.
@@ -61,14 +70,18 @@ func (s Session) String() string { return "Session(" + s.ID + ")" }
 func (s Session) GoString() string { return s.String() }
 
 // NewStripe returns a client; it does not call Stripe.
-func NewStripe(cfg StripeConfig) *Stripe {
+func NewStripe(cfg StripeConfig) *Stripe { return newStripe(cfg, stripePace) }
+
+func newStripe(cfg StripeConfig, pace pace) *Stripe {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost = 64
 	transport.DialContext = (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 	s := &Stripe{
-		cfg:    cfg,
-		http:   &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		httpOK: loopbackURL(cfg.APIBase),
+		returnURL: cfg.DefaultReturnURL,
+		version:   cfg.APIVersion,
+		pace:      pace,
+		http:      &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		httpOK:    loopbackURL(cfg.APIBase),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "latchkey_stripe_request_duration_seconds",
 			Help:    "Time of one try to create a portal session, by result.",
@@ -90,7 +103,7 @@ func NewStripe(cfg StripeConfig) *Stripe {
 	s.client = stripe.NewClient(cfg.Key, stripe.WithBackends(stripe.NewBackendsWithConfig(backend)))
 	s.retry = failsafe.With(retrypolicy.NewBuilder[*stripe.BillingPortalSession]().
 		HandleIf(func(_ *stripe.BillingPortalSession, err error) bool { return worthAnotherTry(err) }).
-		WithBackoff(150*time.Millisecond, 1500*time.Millisecond).
+		WithBackoff(pace.firstPause, pace.mostPause).
 		WithJitterFactor(0.3).
 		WithMaxAttempts(stripeTries).
 		ReturnLastFailure().
@@ -106,7 +119,7 @@ func (s *Stripe) Close() { s.http.CloseIdleConnections() }
 // next click has another key, or Stripe would replay an expired URL for 24 h. The error is a
 // *SessionError. It returns within 10 s, or when ctx ends.
 func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID) (Session, error) {
-	ctx, cancel := context.WithTimeout(ctx, stripeDeadline)
+	ctx, cancel := context.WithTimeout(ctx, s.pace.deadline)
 	defer cancel()
 	params, err := s.params(link, click)
 	if err != nil {
@@ -129,7 +142,7 @@ func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID)
 }
 
 func (s *Stripe) try(ctx context.Context, params *stripe.BillingPortalSessionCreateParams) (*stripe.BillingPortalSession, error) {
-	ctx, cancel := context.WithTimeout(ctx, stripeTryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.pace.try)
 	defer cancel()
 	began := time.Now()
 	p := *params // stripe-go writes the context into it
@@ -150,14 +163,14 @@ func (s *Stripe) params(link *Link, click uuid.UUID) (*stripe.BillingPortalSessi
 	if err := json.Unmarshal(link.Session, p); err != nil {
 		return nil, fmt.Errorf("session of link %s: %w", link.ID, err)
 	}
-	if p.ReturnURL == nil && s.cfg.DefaultReturnURL != "" {
-		p.ReturnURL = stripe.String(s.cfg.DefaultReturnURL)
+	if p.ReturnURL == nil && s.returnURL != "" {
+		p.ReturnURL = stripe.String(s.returnURL)
 	}
 	p.SetIdempotencyKey("latchkey_click_" + click.String())
 	if link.StripeAccount != "" {
 		p.SetStripeAccount(link.StripeAccount)
 	}
-	version := s.cfg.APIVersion
+	version := s.version
 	own, err := decodeSession(link.Session)
 	if err != nil {
 		return nil, fmt.Errorf("session of link %s: %w", link.ID, err)

@@ -1,0 +1,29 @@
+# A handful of names for what one types anyway. `.ci/run` does all of it on a bare machine.
+
+FUZZTIME ?= 10s
+
+.PHONY: build test lint fuzz bench
+
+build: ## both binaries, static, into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/ ./cmd/worker ./cmd/enqueue
+
+test:
+	go test ./...
+
+lint:
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+# Each fuzz target of each package for FUZZTIME; go test takes one target at a time.
+fuzz:
+	@set -e; for pkg in $$(go list ./...); do \
+		targets=$$(go test -list '^Fuzz' $$pkg | sed -n '/^Fuzz/p'); \
+		for target in $$targets; do \
+			echo "== $$pkg $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+bench:
+	go run ./internal/bench

@@ -1,0 +1,126 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// commitFaults cuts the database connection at a commit: before Postgres gets it, or after it
+// took effect and before the answer arrives.
+type commitFaults struct{ before, after atomic.Int32 }
+
+func (f *commitFaults) install(cfg *pgx.ConnConfig) {
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return &faultyConn{Conn: conn, faults: f}, err
+	}
+}
+
+type faultyConn struct {
+	net.Conn
+	faults *commitFaults
+	cut    atomic.Bool // at the next answer
+}
+
+var errCut = errors.New("connection cut by the test")
+
+func (c *faultyConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("commit\x00")) {
+		if c.faults.before.Add(-1) >= 0 {
+			return 0, errors.Join(errCut, c.Close())
+		}
+		c.cut.Store(c.faults.after.Add(-1) >= 0)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *faultyConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if err == nil && c.cut.Load() { // Postgres answers once the commit is durable
+		return 0, errors.Join(errCut, c.Close())
+	}
+	return n, err
+}
+
+// lossyMsg is a request whose acknowledgement fails: lost on the way, or, with delivered, stored
+// by JetStream while the worker is told that it was not.
+type lossyMsg struct {
+	jetstream.Msg
+	delivered bool
+}
+
+func (m lossyMsg) Ack() error {
+	if m.delivered {
+		_ = m.Msg.DoubleAck(context.Background())
+	}
+	return errCut
+}
+
+func (m lossyMsg) TermWithReason(reason string) error {
+	if m.delivered {
+		_ = m.Msg.TermWithReason(reason)
+	}
+	return errCut
+}
+
+// lossyJetStream loses the acks of the first publishes: JetStream has stored the message and the
+// worker does not hear of it.
+type lossyJetStream struct {
+	jetstream.JetStream
+	lose atomic.Int32
+}
+
+func (js *lossyJetStream) PublishMsgAsync(msg *nats.Msg, opts ...jetstream.PublishOpt) (jetstream.PubAckFuture, error) {
+	ack, err := js.JetStream.PublishMsgAsync(msg, opts...)
+	if err != nil || js.lose.Add(-1) < 0 {
+		return ack, err
+	}
+	select {
+	case <-ack.Ok():
+		return lostAck{ack}, nil
+	case err := <-ack.Err():
+		return nil, err
+	}
+}
+
+type lostAck struct{ jetstream.PubAckFuture }
+
+func (lostAck) Ok() <-chan *jetstream.PubAck { return nil }
+
+func (lostAck) Err() <-chan error {
+	failed := make(chan error, 1)
+	failed <- errCut
+	return failed
+}
+
+// logBuffer keeps a test's log, to look for secrets in it and to show it on failure.
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+func (l *logBuffer) tail() string {
+	s := l.String()
+	return s[max(0, len(s)-4000):]
+}

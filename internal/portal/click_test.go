@@ -1,0 +1,554 @@
+package portal
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// securityHeaders are on every answer, whatever it is.
+var securityHeaders = map[string]string{
+	"Cache-Control":                "no-store",
+	"Referrer-Policy":              "no-referrer",
+	"X-Robots-Tag":                 "noindex, nofollow",
+	"X-Content-Type-Options":       "nosniff",
+	"X-Frame-Options":              "DENY",
+	"Cross-Origin-Opener-Policy":   "same-origin",
+	"Cross-Origin-Resource-Policy": "same-origin",
+}
+
+func (r reply) wantHeaders(t *testing.T) {
+	t.Helper()
+	for name, want := range securityHeaders {
+		if got := r.header.Get(name); got != want {
+			t.Errorf("%d: %s: %q, want %q", r.status, name, got, want)
+		}
+	}
+	if !strings.HasPrefix(r.header.Get("Content-Security-Policy"), "default-src 'none';") || r.header.Get("Set-Cookie") != "" {
+		t.Errorf("%d: headers %v", r.status, r.header)
+	}
+}
+
+func TestGetShowsAButton(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	r := b.get(l)
+	r.want(t, 200, pageConfirm)
+	r.wantHeaders(t)
+	if !strings.Contains(r.body, `<form method="post" action="/l/`+b.token(l)+`">`) || !strings.Contains(r.body, "2 November 2026, 10:00 UTC") {
+		t.Errorf("page:\n%s", r.body)
+	}
+	h := b.do("HEAD", "/l/"+b.token(l))
+	h.wantHeaders(t)
+	if h.status != 200 || h.body != "" || h.header.Get("Content-Length") != fmt.Sprint(len(r.body)) {
+		t.Errorf("HEAD: %d, %q, %v", h.status, h.body, h.header)
+	}
+}
+
+func TestPostRedirectsToAFreshSession(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	for i := range 2 {
+		r := b.post(l)
+		r.want(t, 303, "")
+		r.wantHeaders(t)
+		if made := b.sim.Sessions()[i]; r.header.Get("Location") != made.URL || r.body != "" || r.header.Get("Content-Type") != "" {
+			t.Errorf("press %d leads to %q with the body %q, want %q", i+1, r.header.Get("Location"), r.body, made.URL)
+		}
+	}
+	if got := b.reload(l); got.SessionsCreated != 2 || got.SessionsReserved != 0 {
+		t.Errorf("created %d, reserved %d", got.SessionsCreated, got.SessionsReserved)
+	}
+	b.checkBooks()
+}
+
+// What mail gateways append is no part of the token.
+func TestJunkBehindTheToken(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	token := b.token(l)
+	for _, junk := range []string{"/", "?", "?utm_source=mail&x=%zz", "?;", "%27", "'", ")", "%3E", ">", "&utm_campaign=x", ".", "%20", "%0A", "%00", ",", "%E2%80%9D", "=", "/x/y", "%2F..%2F", ";jsessionid=1"} {
+		r := b.raw("GET /l/" + token + junk + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		r.want(t, 200, pageConfirm)
+		if !strings.Contains(r.body, `action="/l/`+token+`"`) {
+			t.Errorf("%q: the button leads elsewhere:\n%s", junk, r.body)
+		}
+	}
+	r := b.do("POST", "/l/"+token+"%27?utm=1")
+	r.want(t, 303, "")
+}
+
+// raw sends bytes as they are: Go's client would tidy the path up.
+func (b *bundle) raw(request string) reply {
+	b.t.Helper()
+	conn, err := net.Dial("tcp", b.http.Listener.Addr().String())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() { _, _ = io.WriteString(conn, request) }() // a server that refuses reads no further
+	method, _, _ := strings.Cut(request, " ")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		b.t.Fatalf("%.60q: %v", request, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil && len(body) == 0 {
+		b.t.Fatal(err)
+	}
+	if resp.Close {
+		resp.Header.Set("Connection", "close") // ReadResponse takes it out
+	}
+	return reply{resp.StatusCode, resp.Header, string(body)}
+}
+
+// A path that is no link's never redirects: the token would be in the Location, and in a log.
+func TestPathTricks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	token := b.token(b.link(nil))
+	for target, want := range map[string]int{
+		"//l/" + token: 404, "/l//" + token: 404, "/l/../l/" + token: 404, "/./l/" + token: 404, "/x/../l/" + token: 404,
+		"/L/" + token: 404, "/l": 404, "/l/": 404, "/": 404, "/l/%2E%2E/l/" + token: 404, "/l/%2F" + token: 404, "/" + token: 404,
+		"/%6C/" + token: 200, "/l%2F" + token: 200, "http://other.example/l/" + token: 200, "/l/" + token + "/../../x": 200,
+		"/l/" + token + "/renew": 404, "/favicon.ico": 404, "/l/" + strings.Repeat("A", 4000): 404, "/l/" + token + token: 404, "/robots.txt": 200,
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			r := b.raw(method + " " + target + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+			if r.status != want {
+				t.Errorf("%s %s: %d, want %d", method, target, r.status, want)
+			}
+			r.wantHeaders(t)
+		}
+	}
+	if len(b.sim.Calls()) != 0 {
+		t.Error("Stripe was called")
+	}
+}
+
+func TestMethods(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	token := b.token(b.link(nil))
+	for _, method := range []string{"PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"} {
+		r := b.do(method, "/l/"+token)
+		r.want(t, 405, pageMethod)
+		r.wantHeaders(t)
+		if r.header.Get("Allow") != "GET, HEAD, POST" {
+			t.Errorf("%s: Allow %q", method, r.header.Get("Allow"))
+		}
+	}
+	if r := b.raw("OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"); r.status/100 == 5 {
+		t.Errorf("OPTIONS *: %d", r.status)
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events`); n != 0 {
+		t.Errorf("%d audit rows", n)
+	}
+}
+
+func TestRequestsThatAreTooLarge(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	token := b.token(b.link(nil))
+	r := b.raw("GET /l/" + token + " HTTP/1.1\r\nHost: x\r\nX-Big: " + strings.Repeat("x", 1<<20) + "\r\n\r\n")
+	if r.status != 431 {
+		t.Errorf("a header of 1 MB: %d", r.status)
+	}
+	r = b.raw("GET /l/" + token + "?" + strings.Repeat("x", 1<<20) + " HTTP/1.1\r\nHost: x\r\n\r\n")
+	if r.status/100 != 4 {
+		t.Errorf("a query of 1 MB: %d", r.status)
+	}
+	for about, head := range map[string]string{
+		"declared":    "Content-Length: 1048576\r\n\r\n" + strings.Repeat("x", 1<<20),
+		"chunked":     "Transfer-Encoding: chunked\r\n\r\n100000\r\n" + strings.Repeat("x", 1<<20) + "\r\n0\r\n\r\n",
+		"a bit large": "Content-Length: 65537\r\n\r\n" + strings.Repeat("x", 65537),
+	} {
+		r = b.raw("POST /l/" + token + " HTTP/1.1\r\nHost: x\r\n" + head)
+		r.want(t, 413, pageTooLarge)
+		r.wantHeaders(t)
+		if r.header.Get("Connection") != "close" {
+			t.Errorf("%s: the connection stays open for the rest of the body", about)
+		}
+	}
+	b.raw("POST /l/"+token+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9\r\n\r\nok=please").want(t, 303, "")
+	if n := len(b.sim.Calls()); n != 1 {
+		t.Errorf("%d calls of Stripe, want that of the small body", n)
+	}
+}
+
+// Where the signature is wrong, neither the database nor Stripe is asked.
+func TestForgedTokenCostsNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	token := b.token(b.link(nil))
+	flipped := token[:20] + string(tokenAlphabet[(strings.IndexByte(tokenAlphabet, token[20])+1)%64]) + token[21:]
+	b.queries.Store(0)
+	for _, forged := range []string{flipped, token[:47], token + "A", "x", strings.Repeat("A", 48)} {
+		for _, method := range []string{"GET", "HEAD", "POST"} {
+			r := b.do(method, "/l/"+forged)
+			r.wantHeaders(t)
+			if r.status != 404 {
+				t.Errorf("%s %s: %d", method, forged, r.status)
+			}
+		}
+	}
+	b.do("GET", "/l/"+flipped).want(t, 404, pageNotFound)
+	if n := b.queries.Load(); n != 0 || len(b.sim.Calls()) != 0 {
+		t.Errorf("%d queries, %d calls of Stripe", n, len(b.sim.Calls()))
+	}
+	b.get(b.link(nil))
+	if b.queries.Load() == 0 {
+		t.Error("the counter of queries counts nothing")
+	}
+}
+
+// A token that verifies and names no link looks like a forged one, and tells the operator.
+func TestTokenOfALostLink(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	lost := &Link{ID: uuid.New(), KeyID: 7}
+	b.get(lost).want(t, 404, pageNotFound)
+	b.post(lost).want(t, 404, pageNotFound)
+	if log := b.log.String(); !strings.Contains(log, lost.ID.String()) || !strings.Contains(log, "names no link") {
+		t.Errorf("log: %s", log)
+	}
+}
+
+func TestLinksThatAreGone(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	expired, revoked, used := b.link(nil), b.link(nil), b.link(maxSessions(1))
+	b.post(used).want(t, 303, "")
+	b.clock.advance(time.Minute)
+	if n, err := b.store.Revoke(t.Context(), Revocation{LinkID: revoked.ID.String(), By: "jo"}); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	b.clock.set(expired.ExpiresAt.Add(-time.Microsecond))
+	b.get(expired).want(t, 200, pageConfirm)
+	b.get(revoked).want(t, 410, pageRevoked)
+	b.get(used).want(t, 410, pageUsedUp)
+	b.clock.set(expired.ExpiresAt)
+	calls := len(b.sim.Calls())
+	for l, c := range map[*Link]struct {
+		p     page
+		state string
+	}{expired: {pageExpired, "expired"}, revoked: {pageRevoked, "revoked"}} {
+		r := b.get(l)
+		r.want(t, 410, c.p)
+		r.wantHeaders(t)
+		if strings.Contains(r.body, "<form") {
+			t.Errorf("the page of a dead link has a button:\n%s", r.body)
+		}
+		b.post(l).want(t, 410, c.p)
+		if got := b.do("POST", "/l/"+b.token(l), "Accept", "application/json").problem(t); got.Status != 410 || got.Code != c.state {
+			t.Errorf("problem %+v", got)
+		}
+		rows := b.audit(l)
+		if last := rows[len(rows)-1]; last.Kind != ClickDenied || last.Detail["reason"] != c.state {
+			t.Errorf("audit %v", last)
+		}
+		if opened := rows[len(rows)-3]; opened.Kind != LinkOpened || opened.Detail["state"] != c.state {
+			t.Errorf("audit %v", opened)
+		}
+	}
+	if len(b.sim.Calls()) != calls {
+		t.Error("Stripe was called for a dead link")
+	}
+	b.checkBooks()
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	for _, c := range []struct{ method, header, value, want string }{
+		{"GET", "Accept", "*/*", "person"}, {"HEAD", "Accept", "*/*", "scanner"}, {"GET", "Sec-Purpose", "prefetch;prerender", "scanner"},
+		{"GET", "Purpose", "Prefetch", "scanner"}, {"GET", "X-Moz", "prefetch", "scanner"}, {"GET", "X-Purpose", "preview", "person"},
+	} {
+		b.clock.advance(time.Second)
+		b.do(c.method, "/l/"+b.token(l), c.header, c.value)
+		rows := b.audit(l)
+		if last := rows[len(rows)-1]; last.Kind != LinkOpened || last.Detail["verdict"] != c.want || last.Detail["method"] != c.method || last.Detail["state"] != "live" {
+			t.Errorf("%s %s: %s: %v, want a %s", c.method, c.header, c.value, last.Detail, c.want)
+		}
+	}
+}
+
+// Each way in which Stripe refuses has its page, and its outcome in the audit.
+func TestStripesRefusalsAsPages(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for id, c := range map[string]struct {
+		status int
+		p      page
+		code   SessionCode
+	}{
+		"cus_deleted":  {502, pageOurFault, CodeCustomerGone},
+		"cus_noconfig": {502, pageOurFault, CodeNotConfigured},
+		"cus_badurl":   {502, pageOurFault, CodeBadSessionURL},
+		"cus_503":      {503, pageTryAgain, CodeUnavailable},
+		"cus_429":      {503, pageTryAgain, CodeRateLimited},
+		"cus_409":      {503, pageTryAgain, CodeConflict},
+	} {
+		l := b.link(customer(id))
+		r := b.post(l)
+		r.want(t, c.status, c.p)
+		r.wantHeaders(t)
+		b.wantCode(l, c.code)
+		rows := b.audit(l)
+		reference := rows[len(rows)-1].ClickID.String()
+		if ours := c.status == 502; strings.Contains(r.body, reference) != ours || strings.Contains(r.body, "<form") == ours || (r.header.Get("Retry-After") == "") != ours {
+			t.Errorf("%s: Retry-After %q, page:\n%s", id, r.header.Get("Retry-After"), r.body)
+		}
+		if rows[len(rows)-1].Detail["stripe_request_id"] == "" || strings.Contains(r.body, "cus_") || strings.Contains(r.body, "Stripe ") {
+			t.Errorf("%s: audit %v, page:\n%s", id, rows[len(rows)-1].Detail, r.body)
+		}
+		got := b.do("POST", "/l/"+b.token(l), "Accept", "application/json").problem(t)
+		if got.Status != c.status || got.Code != string(c.p) || (got.Reference == "") != (c.status == 503) {
+			t.Errorf("%s: problem %+v", id, got)
+		}
+		if got := b.reload(l); got.SessionsCreated != 0 || got.SessionsReserved != 0 {
+			t.Errorf("%s: created %d, reserved %d", id, got.SessionsCreated, got.SessionsReserved)
+		}
+	}
+	b.checkBooks()
+}
+
+func TestDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	token := b.token(b.link(nil))
+	b.pool.Close()
+	for _, method := range []string{"GET", "POST"} {
+		r := b.do(method, "/l/"+token)
+		r.want(t, 503, pageTryAgain)
+		r.wantHeaders(t)
+		if r.header.Get("Retry-After") == "" {
+			t.Errorf("%s: no Retry-After", method)
+		}
+	}
+	if len(b.sim.Calls()) != 0 || strings.Contains(b.log.String(), token) {
+		t.Errorf("%d calls of Stripe; log:\n%s", len(b.sim.Calls()), b.log)
+	}
+}
+
+// The visitor stands in the side table alone.
+func TestVisitorRow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.click.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	l := b.link(maxSessions(1))
+	for i, method := range []string{"GET", "POST", "POST"} { // opened, started, denied
+		b.clock.advance(time.Second)
+		b.do(method, "/l/"+b.token(l), "X-Forwarded-For", "6.6.6.6, 203.0.113.77", "User-Agent", "Mozilla/5.0 (visitor\x80)")
+		if n := b.number(`SELECT count(*) FROM audit_visitors v JOIN audit_events e ON e.id = v.event_id AND e.at = v.at
+			WHERE ip = '203.0.113.77' AND user_agent = 'Mozilla/5.0 (visitor)'`); n != i+1 {
+			t.Errorf("%d visitors after %s", n, method)
+		}
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events e WHERE e::text ~ '203\.0\.113\.77|6\.6\.6\.6|Mozilla'`); n != 0 {
+		t.Errorf("%d audit rows hold the visitor", n)
+	}
+	if log := b.log.String(); strings.Contains(log, "203.0.113.77") || strings.Contains(log, "Mozilla") {
+		t.Errorf("the log holds the visitor:\n%s", log)
+	}
+}
+
+// A panic is answered, and neither it nor the log shows a token.
+func TestPanicIsAnswered(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	token := b.token(l)
+	b.store.Now = func() time.Time { panic("at /l/" + token) }
+	r := b.get(l)
+	r.want(t, 503, pageTryAgain)
+	r.wantHeaders(t)
+	if log := b.log.String(); !strings.Contains(log, "click_test.go") || strings.Contains(log, token) || strings.Contains(r.body, "goroutine") {
+		t.Errorf("log:\n%s", log)
+	}
+	b.store.Now = b.clock.now
+	b.get(l).want(t, 200, pageConfirm) // the connections of before are given back
+	if n := b.pool.Stat().AcquiredConns(); n != 0 {
+		t.Errorf("%d connections are still taken", n)
+	}
+}
+
+// A phone that lost its connection has still pressed the button.
+func TestClickSurvivesItsVisitor(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	ctx, leave := context.WithCancel(t.Context())
+	b.onStripe = func(*http.Request) { leave() }
+	b.click.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(ctx, "POST", "/l/"+b.token(l), nil))
+	if got := b.kinds(l); got != "click.started session.created" {
+		t.Errorf("audit: %s", got)
+	}
+	b.checkBooks()
+}
+
+// A process that stops cuts the call and writes the click down as interrupted.
+func TestStopCutsTheCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(customer("cus_hang"))
+	b.onStripe = func(*http.Request) { b.abort() }
+	b.post(l).want(t, 503, pageTryAgain)
+	b.wantCode(l, CodeInterrupted)
+	b.checkBooks()
+}
+
+func TestMaxSessionsUnderManyHands(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(5))
+	got := b.pressAtOnce(l, 20)
+	if got[303] != 5 || got[303]+got[410]+got[503] != 20 {
+		t.Errorf("answers %v, want five of 303 and the rest 410 or 503", got)
+	}
+	if now := b.reload(l); now.SessionsCreated != 5 || now.SessionsReserved != 0 || len(b.sim.Sessions()) != 5 {
+		t.Errorf("created %d, reserved %d, Stripe made %d", now.SessionsCreated, now.SessionsReserved, len(b.sim.Sessions()))
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events WHERE kind = 'click.denied'`); n != 15 {
+		t.Errorf("%d clicks were denied, want 15", n)
+	}
+	b.post(l).want(t, 410, pageUsedUp)
+	b.checkBooks()
+}
+
+func TestManyHandsWithoutALimit(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	if got := b.pressAtOnce(l, 20); got[303] != 20 {
+		t.Errorf("answers %v", got)
+	}
+	if now := b.reload(l); now.SessionsCreated != 20 || now.SessionsReserved != 0 {
+		t.Errorf("created %d, reserved %d", now.SessionsCreated, now.SessionsReserved)
+	}
+	b.checkBooks()
+}
+
+// pressAtOnce posts n times at once and counts the answers by status.
+func (b *bundle) pressAtOnce(l *Link, n int) map[int]int {
+	b.t.Helper()
+	statuses, token := make(chan int, n), b.token(l)
+	for range n {
+		go func() {
+			w := httptest.NewRecorder()
+			b.click.ServeHTTP(w, httptest.NewRequest("POST", "/l/"+token, nil))
+			statuses <- w.Code
+		}()
+	}
+	got := map[int]int{}
+	for range n {
+		got[<-statuses]++
+	}
+	return got
+}
+
+// The last use is with a click that waits for Stripe: not used up yet, for it may fail.
+func TestLastUseInProgress(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(1))
+	if _, err := b.store.StartClick(t.Context(), l, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := b.post(l)
+	r.want(t, 503, pageTryAgain)
+	if rows := b.audit(l); r.header.Get("Retry-After") == "" || rows[1].Kind != ClickDenied || rows[1].Detail["reason"] != "in_progress" {
+		t.Errorf("audit %v", rows)
+	}
+	b.get(l).want(t, 200, pageConfirm)
+}
+
+// A link that dies between its reading and the reservation is denied for what it died of.
+func TestLinkChangesUnderTheClick(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/", nil)
+	if got := b.click.press(t.Context(), r, l, b.token(l)); got.page != pageRevoked {
+		t.Errorf("%+v", got)
+	}
+	short := b.link(nil)
+	was := b.store.Now
+	ticks := 0
+	b.store.Now = func() time.Time { // expires right after it was looked at
+		if ticks++; ticks > 1 {
+			return was().Add(2 * time.Hour)
+		}
+		return was()
+	}
+	if got := b.click.press(t.Context(), r, short, b.token(short)); got.page != pageExpired {
+		t.Errorf("%+v", got)
+	}
+	if len(b.sim.Calls()) != 0 {
+		t.Error("Stripe was called")
+	}
+}
+
+func TestClickMetrics(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.post(b.link(nil)).want(t, 303, "")
+	b.post(b.link(customer("cus_deleted"))).want(t, 502, "")
+	b.do("PROPFIND", "/stranger").want(t, 405, "")
+	got := map[string]float64{}
+	families, err := b.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, label := range m.GetLabel() {
+				name += " " + label.GetValue()
+			}
+			got[name] = m.GetCounter().GetValue()
+		}
+	}
+	for name, want := range map[string]float64{
+		"latchkey_http_requests_total POST 303": 1, "latchkey_http_requests_total POST 502": 1, "latchkey_http_requests_total other 405": 1,
+		"latchkey_clicks_total created": 1, "latchkey_clicks_total customer_gone": 1,
+	} {
+		if got[name] != want {
+			t.Errorf("%s = %v, want %v; all: %v", name, got[name], want, got)
+		}
+	}
+	if _, ok := got["latchkey_stripe_request_duration_seconds customer_gone"]; !ok {
+		t.Errorf("no time of Stripe's refusals: %v", got)
+	}
+}
+
+// The URL of the redirect is that of a living session.
+func TestTheRedirectLeadsToThePortal(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	r, err := http.NewRequestWithContext(t.Context(), "GET", b.post(b.link(nil)).header.Get("Location"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if portal := b.send(r); portal.status != 200 || b.sim.Sessions()[0].Visited.IsZero() {
+		t.Errorf("the portal answers %d", portal.status)
+	}
+}

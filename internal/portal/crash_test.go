@@ -1,0 +1,318 @@
+package portal
+
+import (
+	"errors"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"latchkey/internal/stripesim"
+)
+
+// crash is one line of the crash table: what befalls one of a click's three writes, what the
+// visitor gets, and what the books say once the sweeper has run.
+type crash struct {
+	about   string
+	commits []fate               // of click.started, then of each try at the outcome
+	faults  []stripesim.Fault    // of Stripe
+	killed  func(*bundle, *Link) // in place of a press: the process ends in the middle of it
+
+	status   int
+	swept    int    // clicks that the sweeper had to close
+	audit    string // after the sweep
+	sessions int    // at Stripe
+	created  int    // in the link's count
+}
+
+func crashes() []crash {
+	const started, made, lost = "click.started", "click.started session.created", "click.started session.failed"
+	cut := stripesim.Fault{Kind: stripesim.FaultCutAnswer}
+	refused := stripesim.Fault{Kind: stripesim.FaultStatus, Status: 503, Unsaved: true}
+	return []crash{
+		{about: "nothing", status: 303, audit: made, sessions: 1, created: 1},
+		{about: "click.started failed", commits: []fate{failed}, status: 503},
+		{about: "click.started failed but took effect", commits: []fate{failedButTook}, status: 503, swept: 1, audit: lost},
+		{about: "killed after click.started", killed: killedAfterStart, swept: 1, audit: lost},
+		{about: "Stripe failed", faults: []stripesim.Fault{refused, refused, refused, refused}, status: 503, audit: lost},
+		{about: "Stripe failed once", faults: []stripesim.Fault{refused}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "Stripe failed but took effect", faults: []stripesim.Fault{cut, cut, cut, cut}, status: 503, audit: lost, sessions: 1},
+		{about: "Stripe failed once but took effect", faults: []stripesim.Fault{cut}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "killed after Stripe", killed: killedAfterStripe, swept: 1, audit: lost, sessions: 1},
+		{about: "outcome failed once", commits: []fate{fine, failed}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "outcome failed for good", commits: []fate{fine, failed, failed, failed}, status: 503, swept: 1, audit: lost, sessions: 1},
+		{about: "outcome failed but took effect", commits: []fate{fine, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "outcome failed, then failed but took effect", commits: []fate{fine, failed, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "refusal failed but took effect", commits: []fate{fine, failedButTook},
+			faults: []stripesim.Fault{{Kind: stripesim.FaultStatus, Status: 400}}, status: 502, audit: lost},
+		{about: "killed after the outcome", killed: killedAfterOutcome, audit: made, sessions: 1, created: 1},
+	}
+}
+
+func killedAfterStart(b *bundle, l *Link) { b.start(l) }
+
+func killedAfterStripe(b *bundle, l *Link) {
+	b.t.Helper()
+	if _, err := b.stripe.CreateSession(b.t.Context(), l, b.start(l)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func killedAfterOutcome(b *bundle, l *Link) {
+	b.t.Helper()
+	click := b.start(l)
+	session, err := b.stripe.CreateSession(b.t.Context(), l, click)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := b.store.EndClick(b.t.Context(), l, click, session, nil); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bundle) start(l *Link) uuid.UUID {
+	b.t.Helper()
+	click, err := b.store.StartClick(b.t.Context(), l, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return click
+}
+
+// The crash table: click.started's commit, the call of Stripe and the outcome's commit, each
+// failed, failed but taken effect, and the process killed right after it. Then the fault is
+// lifted: the sweeper runs, a click works, and everything adds up. All in one database, one after
+// the other: what one case leaves behind is in the books of the next.
+func TestCrashTable(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, c := range crashes() {
+		t.Run(c.about, func(t *testing.T) {
+			defer func(outer *testing.T) { b.t = outer }(b.t)
+			b.t = t
+			c.run(t, b)
+		})
+	}
+}
+
+func (c crash) run(t *testing.T, b *bundle) {
+	before := len(b.sim.Sessions())
+	l := b.link(maxSessions(2))
+	b.commits.script(c.commits...)
+	b.sim.Script(c.faults...)
+	if c.killed != nil {
+		c.killed(b, l)
+	} else if r := b.post(l); r.status != c.status {
+		t.Errorf("answered %d, want %d", r.status, c.status)
+	}
+	b.sweep(c.swept)
+	if got := b.kinds(l); got != c.audit {
+		t.Errorf("audit %q, want %q", got, c.audit)
+	}
+	if c.swept > 0 {
+		b.wantCode(l, CodeInterrupted)
+	}
+	made := len(b.sim.Sessions()) - before
+	if now := b.reload(l); now.SessionsCreated != c.created || now.SessionsReserved != 0 || made != c.sessions {
+		t.Errorf("created %d, reserved %d, at Stripe %d; want %d, 0, %d", now.SessionsCreated, now.SessionsReserved, made, c.created, c.sessions)
+	}
+	b.checkBooks()
+	b.post(l).want(t, 303, "")
+	b.sweep(0)
+	b.checkBooks()
+}
+
+// GET's one write, failed and failed but taken effect: the visitor tries again, the audit is whole.
+func TestCrashOfOpened(t *testing.T) {
+	t.Parallel()
+	for fate, want := range map[fate]string{failed: "link.opened", failedButTook: "link.opened link.opened"} {
+		b := setup(t)
+		l := b.link(nil)
+		b.commits.script(fate)
+		b.get(l).want(t, 503, pageTryAgain)
+		b.get(l).want(t, 200, pageConfirm)
+		if got := b.kinds(l); got != want {
+			t.Errorf("audit %q, want %q", got, want)
+		}
+		b.checkBooks()
+	}
+}
+
+// EndClick may be called again after an error that leaves open whether it took effect.
+func TestEndClickTwice(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	refusal := &SessionError{Code: CodeCustomerGone, RequestID: "req_1", Status: 400}
+	for outcome, cause := range map[string]*SessionError{"click.started session.created": nil, "click.started session.failed": refusal} {
+		l := b.link(nil)
+		click := b.start(l)
+		for i := range 3 {
+			if err := b.store.EndClick(t.Context(), l, click, Session{ID: "bps_1"}, cause); err != nil {
+				t.Errorf("call %d: %v", i+1, err)
+			}
+		}
+		if got := b.kinds(l); got != outcome {
+			t.Errorf("audit %q, want %q", got, outcome)
+		}
+	}
+	if n := b.number(`SELECT sum(sessions_created + 10 * sessions_reserved) FROM links`); n != 1 {
+		t.Errorf("counters %d", n)
+	}
+}
+
+// An outcome that comes after the sweeper's adds nothing, and the visitor gets no session.
+func TestSweptClickEndsLate(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(1))
+	click := b.start(l)
+	b.sweep(1)
+	for _, cause := range []*SessionError{nil, {Code: CodeUnavailable}} {
+		if err := b.store.EndClick(t.Context(), l, click, Session{ID: "bps_1"}, cause); !errors.Is(err, ErrSwept) {
+			t.Errorf("%v, want ErrSwept", err)
+		}
+	}
+	if got := b.kinds(l); got != "click.started session.failed" {
+		t.Errorf("audit %q", got)
+	}
+	b.onStripe = nil
+	b.checkBooks()
+	b.post(l).want(t, 303, "") // its use was given back
+}
+
+// Sweep takes what is old enough, 500 at a time, and leaves the rest alone.
+func TestSweepBounds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	for range 2 { // as if 501 clicks had been left open, of the two links
+		l = b.link(nil)
+		b.start(l)
+	}
+	_, err := b.owner.Exec(t.Context(), `WITH c AS (INSERT INTO clicks (id, link_id, started_at)
+			SELECT gen_random_uuid(), $1, started_at FROM clicks, generate_series(1, 499) WHERE link_id = $1 RETURNING id, link_id, started_at),
+		a AS (INSERT INTO audit_events (id, at, kind, link_id, click_id) SELECT gen_random_uuid(), started_at, 'click.started', link_id, id FROM c)
+		UPDATE links SET sessions_reserved = 500 WHERE id = $1`, l.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := b.clock.now()
+	b.clock.advance(time.Hour)
+	young := b.start(b.link(func(l *Link) { l.CreatedAt, l.ExpiresAt = b.clock.now(), b.clock.now().Add(time.Hour) }))
+	if n, err := b.store.Sweep(t.Context(), began); n != 0 || err != nil {
+		t.Errorf("at the very time of their start: %d, %v", n, err)
+	}
+	b.sweepAt(began.Add(time.Microsecond), 500, 1, 0)
+	if n := b.number(`SELECT count(*) FROM clicks WHERE outcome IS NULL AND id = $1`, young); n != 1 {
+		t.Error("a young click was swept")
+	}
+	b.sweep(1)
+	b.checkBooks()
+}
+
+// Sweep locks links in the order in which Revoke does, or the two could wait for each other.
+func TestSweepLocksLinksInOrder(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	var first *Link // by its id; the last in the table
+	for i := range 20 {
+		first = b.link(func(l *Link) { l.ID[0] = byte(200 - i) })
+		b.start(first)
+	}
+	b.clock.advance(time.Minute)
+	tx, err := b.owner.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM links WHERE id = $1 FOR UPDATE`, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	swept := make(chan error)
+	go func() { _, err := b.store.Sweep(t.Context(), b.clock.now()); swept <- err }()
+	for b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0 {
+		runtime.Gosched()
+	}
+	if _, err := b.owner.Exec(t.Context(), `SELECT FROM links WHERE id <> $1 FOR UPDATE NOWAIT`, first.ID); err != nil {
+		t.Errorf("while it waits for the first link, it holds another: %v", err)
+	}
+	if err := errors.Join(tx.Rollback(t.Context()), <-swept); err != nil {
+		t.Error(err)
+	}
+	b.checkBooks()
+}
+
+func (b *bundle) sweepAt(before time.Time, want ...int) {
+	b.t.Helper()
+	for _, want := range want {
+		if n, err := b.store.Sweep(b.t.Context(), before); n != want || err != nil {
+			b.t.Errorf("swept %d (%v), want %d", n, err, want)
+		}
+	}
+}
+
+// Sweeps, ends and revocations of the same links at once neither fail nor count twice.
+func TestSweepsEndsAndRevocationsAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	type open struct {
+		link  *Link
+		click uuid.UUID
+	}
+	var clicks []open
+	for range 30 {
+		l := b.link(func(l *Link) { l.Campaign = "c" })
+		for range 3 {
+			clicks = append(clicks, open{l, b.start(l)})
+		}
+	}
+	b.clock.advance(time.Minute)
+	errs := make(chan error)
+	n := 0
+	do := func(f func() error) { n++; go func() { errs <- f() }() }
+	for range 3 {
+		do(func() error { _, err := b.store.Sweep(t.Context(), b.clock.now()); return err })
+		do(func() error {
+			_, err := b.store.Revoke(t.Context(), Revocation{Campaign: "c", By: "jo"})
+			return err
+		})
+	}
+	for _, c := range clicks {
+		do(func() error {
+			err := b.store.EndClick(t.Context(), c.link, c.click, Session{ID: "bps_1"}, nil)
+			if errors.Is(err, ErrSwept) {
+				return nil
+			}
+			return err
+		})
+	}
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	b.sweepAt(b.clock.now(), 0)
+	if n := b.number(`SELECT sum(sessions_reserved) FROM links`); n != 0 {
+		t.Errorf("%d uses are still reserved", n)
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events WHERE kind IN ('session.created', 'session.failed')`); n != len(clicks) {
+		t.Errorf("%d outcomes of %d clicks", n, len(clicks))
+	}
+}
+
+// Sweep's own commit, failed and failed but taken effect: it counts nothing that may not be, and
+// the next sweep finds what is left.
+func TestCrashOfSweep(t *testing.T) {
+	t.Parallel()
+	for fate, left := range map[fate]int{failed: 1, failedButTook: 0} {
+		b := setup(t)
+		b.start(b.link(nil))
+		b.clock.advance(time.Minute)
+		b.commits.script(fate)
+		if n, err := b.store.Sweep(t.Context(), b.clock.now()); n != 0 || err == nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		b.sweepAt(b.clock.now(), left)
+		b.checkBooks()
+	}
+}

@@ -1,0 +1,146 @@
+package portal
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+func TestRevokeBySelector(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	byID, byRequest := b.link(nil), b.link(nil)
+	byCustomer := []*Link{b.link(customer("cus_gone")), b.link(customer("cus_gone"))}
+	byCampaign := []*Link{b.link(func(l *Link) { l.Campaign = "2026-11" }), b.link(func(l *Link) { l.Campaign = "2026-11" })}
+	others := []*Link{b.link(nil), b.link(customer("cus_gone2")), b.link(func(l *Link) { l.Campaign = "2026-1" })}
+	for _, c := range []struct {
+		r     Revocation
+		links []*Link
+	}{
+		{Revocation{LinkID: byID.ID.String()}, []*Link{byID}},
+		{Revocation{RequestID: byRequest.RequestID}, []*Link{byRequest}},
+		{Revocation{Customer: "cus_gone"}, byCustomer},
+		{Revocation{Campaign: "2026-11"}, byCampaign},
+	} {
+		c.r.By, c.r.Reason = "jo@example.com", "wrong price"
+		for _, want := range []int{len(c.links), 0} { // the second time there is nothing left to end
+			if n, err := b.store.Revoke(t.Context(), c.r); n != want || err != nil {
+				t.Errorf("%+v: %d (%v), want %d", c.r, n, err, want)
+			}
+		}
+		for _, l := range c.links {
+			rows := b.audit(l)
+			if len(rows) != 1 || rows[0].Kind != LinkRevoked || rows[0].RequestID != l.RequestID || rows[0].Detail["by"] != c.r.By || rows[0].Detail["reason"] != c.r.Reason {
+				t.Errorf("%+v: audit %v", c.r, rows)
+			}
+			if got := b.reload(l); !got.RevokedAt.Equal(b.clock.now()) || got.StateAt(b.clock.now()) != StateRevoked {
+				t.Errorf("%+v: %+v", c.r, got)
+			}
+		}
+	}
+	for _, l := range others {
+		if !b.reload(l).RevokedAt.IsZero() {
+			t.Errorf("%+v is revoked, too", l)
+		}
+	}
+	if n := b.number(`SELECT count(*) FROM links WHERE revoked_by = 'jo@example.com' AND revoke_reason = 'wrong price'`); n != 6 {
+		t.Errorf("%d rows tell by whom and why", n)
+	}
+	b.checkBooks()
+}
+
+func TestRevokeNothing(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, r := range []Revocation{{LinkID: uuid.New().String(), By: "jo"}, {Customer: "cus_x", By: "jo"}, {Campaign: "' OR true --", By: "jo"}} {
+		if n, err := b.store.Revoke(t.Context(), r); n != 0 || err != nil {
+			t.Errorf("%+v: %d, %v", r, n, err)
+		}
+	}
+	if n := b.number(`SELECT count(*) FROM published`); n != 0 {
+		t.Errorf("%d publish jobs for nothing", n)
+	}
+}
+
+// A campaign takes many transactions, each with one publish job.
+func TestRevokeInChunks(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const links = 2*revokeChunk + 1
+	first := b.link(func(l *Link) { l.Campaign = "big" })
+	_, err := b.owner.Exec(t.Context(), `INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, session, key_id, created_at, expires_at)
+		SELECT gen_random_uuid(), 'r' || n, request_hash, published_at, source, campaign, stripe_customer, session, key_id, created_at, expires_at
+		FROM links, generate_series(2, $2) n WHERE id = $1`, first.ID, links)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.store.Revoke(t.Context(), Revocation{Campaign: "big", By: "jo"}); n != links || err != nil {
+		t.Fatalf("%d (%v), want %d", n, err, links)
+	}
+	if n := b.number(`SELECT count(*) FROM published`); n != 3 {
+		t.Errorf("%d publish jobs, want 3", n)
+	}
+	if n := b.number(`SELECT count(DISTINCT link_id) FROM audit_events WHERE kind = 'link.revoked'`); n != links {
+		t.Errorf("%d audit rows", n)
+	}
+	b.checkBooks()
+}
+
+// A crash between chunks leaves the first ones revoked, and a second call ends the rest.
+func TestRevokeAfterACrash(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for range 3 {
+		b.link(func(l *Link) { l.Campaign = "c" })
+	}
+	r := Revocation{Campaign: "c", By: "jo"}
+	b.commits.script(failed)
+	if n, err := b.store.Revoke(t.Context(), r); n != 0 || err == nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events`); n != 0 {
+		t.Errorf("%d audit rows of a commit that failed", n)
+	}
+	b.commits.script(failedButTook)
+	if _, err := b.store.Revoke(t.Context(), r); err == nil {
+		t.Error("a lost answer is taken for success")
+	}
+	if n, err := b.store.Revoke(t.Context(), r); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events WHERE kind = 'link.revoked'`); n != 3 {
+		t.Errorf("%d audit rows, want one for each link", n)
+	}
+	b.checkBooks()
+}
+
+func TestRevocationErrors(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	long := strings.Repeat("ü", 201)
+	for about, r := range map[string]Revocation{
+		"nothing":       {By: "jo"},
+		"nobody":        {Customer: "cus_1"},
+		"two":           {Customer: "cus_1", Campaign: "c", By: "jo"},
+		"all":           {LinkID: uuid.NewString(), RequestID: "r", Customer: "c", Campaign: "c", By: "jo"},
+		"no UUID":       {LinkID: "42", By: "jo"},
+		"long name":     {Customer: "cus_1", By: long},
+		"long reason":   {Customer: "cus_1", By: "jo", Reason: long},
+		"NUL":           {Customer: "cus_1\x00", By: "jo"},
+		"NUL in by":     {Customer: "cus_1", By: "j\x00o"},
+		"invalid UTF-8": {Customer: "cus_1", By: "jo", Reason: "\xff"},
+	} {
+		if n, err := b.store.Revoke(t.Context(), r); n != 0 || !errors.Is(err, ErrRevocation) {
+			t.Errorf("%s: %d, %v", about, n, err)
+		}
+	}
+	if n, err := b.store.Revoke(t.Context(), Revocation{Customer: "cus_1", By: long[2:], Reason: long[2:]}); n != 0 || err != nil {
+		t.Errorf("200 characters: %d, %v", n, err)
+	}
+	b.pool.Close()
+	if _, err := b.store.Revoke(t.Context(), Revocation{Customer: "cus_1", By: "jo"}); err == nil || errors.Is(err, ErrRevocation) {
+		t.Errorf("the database is away: %v", err)
+	}
+}
