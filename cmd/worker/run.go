@@ -32,6 +32,9 @@ const (
 	stripeStopTime = 6 * time.Second
 )
 
+// publishAckTimeout is longer than a publish job waits.
+const publishAckTimeout = 15 * time.Second
+
 // poolSize is for one process: 16 measured better than 4 for clicks that commit.
 const poolSize = 16
 
@@ -71,7 +74,8 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		return err
 	}
 	defer nc.Close()
-	js, err := jetstream.New(nc)
+	// An ack that never comes must not keep its place among the pending ones for ever.
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(publishAckTimeout))
 	if err != nil {
 		return fmt.Errorf("JetStream: %w", err)
 	}

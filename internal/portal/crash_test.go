@@ -1,7 +1,9 @@
 package portal
 
 import (
+	"context"
 	"errors"
+	"net/http"
 	"runtime"
 	"testing"
 	"time"
@@ -176,9 +178,28 @@ func TestSweptClickEndsLate(t *testing.T) {
 	if got := b.kinds(l); got != "click.started session.failed" {
 		t.Errorf("audit %q", got)
 	}
-	b.onStripe = nil
 	b.checkBooks()
 	b.post(l).want(t, 303, "") // its use was given back
+}
+
+// A click that is swept while Stripe is asked gets no session: its outcome is written.
+func TestSweptWhileStripeIsAsked(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(1))
+	b.onStripe = func(*http.Request) {
+		b.clock.advance(time.Minute)
+		if n, err := b.store.Sweep(context.Background(), b.clock.now()); n != 1 || err != nil {
+			t.Errorf("swept %d (%v)", n, err)
+		}
+	}
+	if r := b.post(l); r.status != 503 || r.header.Get("Location") != "" {
+		t.Errorf("%d, Location %q", r.status, r.header.Get("Location"))
+	}
+	b.wantCode(l, CodeInterrupted)
+	b.checkBooks()
+	b.onStripe = nil
+	b.post(l).want(t, 303, "")
 }
 
 // Sweep takes what is old enough, 500 at a time, and leaves the rest alone.

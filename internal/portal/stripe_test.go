@@ -143,6 +143,23 @@ func (c trouble) checkText(t *testing.T, err error, key string, sim *stripesim.S
 	}
 }
 
+// What is missing is a customer only where Stripe says so.
+func TestStripeMissesSomethingElse(t *testing.T) {
+	t.Parallel()
+	s, _ := stripeOf(t, stripesim.TestKey)
+	for session, want := range map[string]SessionCode{
+		`{"customer":"cus_1","configuration":"bpc_missing"}`:                                                                   CodeInvalidRequest,
+		`{"customer":"cus_1","flow_data":{"type":"subscription_update","subscription_update":{"subscription":"sub_missing"}}}`: CodeInvalidRequest,
+		`{"customer_account":"acct_missing"}`:                                                                                  CodeCustomerGone,
+		`{"customer":7}`:                                                                                                       CodeInvalidRequest, // a row that is not ours
+	} {
+		_, err := s.CreateSession(t.Context(), &Link{Session: []byte(session)}, uuid.New())
+		if cause := (*SessionError)(nil); !errors.As(err, &cause) || cause.Code != want {
+			t.Errorf("%s: %v, want %s", session, err, want)
+		}
+	}
+}
+
 func TestStripeTroubles(t *testing.T) {
 	t.Parallel()
 	for _, c := range append(refusals(), outages()...) {
