@@ -15,14 +15,15 @@ import (
 
 // admin is the internal server: health, readiness, metrics.
 type admin struct {
-	pool  *pgxpool.Pool
-	nc    *nats.Conn
-	reg   *prometheus.Registry
-	ready atomic.Bool // false while starting and while stopping
+	pool      *pgxpool.Pool
+	nc        *nats.Conn
+	needsNATS bool // clicks do without: events wait in Postgres
+	reg       *prometheus.Registry
+	ready     atomic.Bool // false while starting and while stopping
 }
 
-func newAdmin(pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry) *admin {
-	return &admin{pool: pool, nc: nc, reg: reg}
+func newAdmin(cfg *Config, pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry) *admin {
+	return &admin{pool: pool, nc: nc, needsNATS: cfg.has(roleIntake) || cfg.has(roleJobs), reg: reg}
 }
 
 func (a *admin) server() *http.Server {
@@ -47,7 +48,7 @@ func (a *admin) readyz(w http.ResponseWriter, r *http.Request) {
 		ok, status["database"] = false, "no answer"
 	}
 	if !a.nc.IsConnected() {
-		ok, status["nats"] = false, "not connected"
+		ok, status["nats"] = ok && !a.needsNATS, "not connected"
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if !ok {

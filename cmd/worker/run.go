@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -97,7 +97,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
 
 	r := &running{log: log, failed: make(chan error, 8)}
-	admin := newAdmin(pool, nc, reg)
+	admin := newAdmin(cfg, pool, nc, reg)
 	adminServer := admin.server()
 	r.serve("internal server", adminServer, l.admin)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
@@ -210,7 +210,7 @@ func poolConfig(url string) (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, errors.New("DATABASE_URL is not a Postgres URL or connection string") // the cause quotes it
 	}
-	if cfg.MaxConns == int32(max(4, runtime.NumCPU())) { // pgx's default: the URL says nothing of pool_max_conns
+	if !strings.Contains(url, "pool_max_conns") {
 		cfg.MaxConns = poolSize
 	}
 	cfg.ConnConfig.ConnectTimeout = 5 * time.Second

@@ -233,7 +233,8 @@ func (s *Service) get(ctx context.Context, body []byte) (any, error) {
 func (s *Service) find(ctx context.Context, id string) (*portal.Link, error) {
 	where, args := `request_id = $1`, []any{id}
 	if u, err := uuid.Parse(id); err == nil {
-		where, args = `id = $1 OR id = (SELECT link_id FROM clicks WHERE id = $1) OR request_id = $2`, []any{u, id}
+		where, args = `id = $1 OR id = (SELECT link_id FROM clicks WHERE id = $1) OR request_id = $2
+			ORDER BY id = $1 DESC`, []any{u, id} // a request may bear another link's id; the link's own comes first
 	}
 	links, err := portal.LoadLinks(ctx, s.Store.Pool, where+` LIMIT 1`, args...)
 	if err != nil {

@@ -22,13 +22,22 @@ func ClientIP(r *http.Request, trusted []netip.Prefix) netip.Addr {
 		if !contains(trusted, ip) {
 			return ip
 		}
-		next, err := netip.ParseAddr(strings.TrimSpace(hop))
-		if err != nil {
+		next, ok := parseHop(strings.TrimSpace(hop))
+		if !ok {
 			return ip // the proxy passed on something that is no address
 		}
-		ip = next.Unmap().WithZone("")
+		ip = next
 	}
 	return ip
+}
+
+// parseHop takes an address, or an address and a port, as some proxies write.
+func parseHop(s string) (netip.Addr, bool) {
+	if addrPort, err := netip.ParseAddrPort(s); err == nil {
+		return addrPort.Addr().Unmap().WithZone(""), true
+	}
+	addr, err := netip.ParseAddr(s)
+	return addr.Unmap().WithZone(""), err == nil
 }
 
 func contains(prefixes []netip.Prefix, ip netip.Addr) bool {
