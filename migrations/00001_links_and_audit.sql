@@ -118,7 +118,7 @@ $$;
 GRANT SELECT, INSERT ON links, clicks, audit_events TO latchkey_app;
 GRANT UPDATE (sessions_created, sessions_reserved, revoked_at, revoked_by, revoke_reason) ON links TO latchkey_app;
 GRANT UPDATE (outcome, ended_at) ON clicks TO latchkey_app;
-GRANT SELECT, INSERT, DELETE ON audit_visitors TO latchkey_app;
+GRANT SELECT, INSERT ON audit_visitors TO latchkey_app;
 
 -- +goose Down
 DROP TABLE audit_visitors, audit_events, clicks, links;

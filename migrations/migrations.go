@@ -60,6 +60,9 @@ func Up(ctx context.Context, pool *pgxpool.Pool) (done []Step, err error) {
 		return nil, fmt.Errorf("wait for another migration to end: %w", err)
 	}
 
+	if err := closeSchema(ctx, conn); err != nil {
+		return nil, fmt.Errorf("close the schema to others: %w", err)
+	}
 	river, err := rivermigrate.New(riverpgxv5.New(pool), nil)
 	if err != nil {
 		return nil, fmt.Errorf("river migrations: %w", err)
@@ -93,32 +96,87 @@ func Up(ctx context.Context, pool *pgxpool.Pool) (done []Step, err error) {
 
 // grant gives the worker's role its rights on River's tables, whatever this version of River made
 // of them, and lets it read which migrations ran. It can be repeated.
+//
+// It runs with the migrating user's rights, so nothing in it is looked up on a path that another
+// role can write to: names are qualified, and the statements are put together here.
 func grant(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `
-DO $$
-DECLARE r record;
-BEGIN
-    FOR r IN SELECT c.relname, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = current_schema() AND c.relname LIKE 'river\_%' AND c.relkind IN ('r', 'S') LOOP
-        IF r.relkind = 'S' THEN
-            EXECUTE format('GRANT USAGE ON SEQUENCE %I TO latchkey_app', r.relname);
-        ELSIF r.relname = 'river_migration' THEN
-            EXECUTE format('GRANT SELECT ON %I TO latchkey_app', r.relname);
-        ELSE
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO latchkey_app', r.relname);
-        END IF;
-    END LOOP;
-    GRANT SELECT ON latchkey_migrations TO latchkey_app;
-    EXECUTE format('GRANT USAGE ON SCHEMA %I TO latchkey_app', current_schema());
-    -- worker run does SET ROLE latchkey_app, which wants a membership (a superuser needs none).
-    -- From Postgres 16 on, who creates a role is a member that may not do SET ROLE.
-    IF NOT pg_has_role(current_user, 'latchkey_app',
-            CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END) THEN
-        EXECUTE format('GRANT latchkey_app TO %I', current_user);
-    END IF;
-END
-$$`)
+	var schema, user string
+	if err := conn.QueryRow(ctx, `SELECT pg_catalog.current_schema(), current_user`).Scan(&schema, &user); err != nil {
+		return err
+	}
+	if _, err := conn.Exec(ctx, `SET search_path = pg_catalog`); err != nil {
+		return err
+	}
+	rows, err := conn.Query(ctx, `SELECT c.relname::text, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE n.nspname = $1 AND c.relname LIKE 'river\_%' AND c.relkind IN ('r', 'S') ORDER BY c.relname`, schema)
+	if err != nil {
+		return err
+	}
+	var name, kind string
+	statements := []string{"GRANT USAGE ON SCHEMA " + pgx.Identifier{schema}.Sanitize() + " TO " + AppRole,
+		"GRANT SELECT ON " + pgx.Identifier{schema, versionTable}.Sanitize() + " TO " + AppRole}
+	if _, err := pgx.ForEachRow(rows, []any{&name, &kind}, func() error {
+		on := pgx.Identifier{schema, name}.Sanitize()
+		switch {
+		case kind == "S":
+			statements = append(statements, "GRANT USAGE ON SEQUENCE "+on+" TO "+AppRole)
+		case name == "river_migration":
+			statements = append(statements, "GRANT SELECT ON "+on+" TO "+AppRole)
+		default:
+			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+on+" TO "+AppRole)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	// worker run does SET ROLE latchkey_app, which wants a membership (a superuser needs none).
+	// From Postgres 16 on, who creates a role is a member that may not do SET ROLE.
+	var member bool
+	if err := conn.QueryRow(ctx, `SELECT pg_has_role(current_user, $1,
+		CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)`, AppRole).Scan(&member); err != nil {
+		return err
+	}
+	if !member {
+		statements = append(statements, "GRANT "+AppRole+" TO "+pgx.Identifier{user}.Sanitize())
+	}
+	for _, sql := range statements {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s (an administrator can run it): %w", sql, err)
+		}
+	}
+	return nil
+}
+
+// closeSchema takes away everybody's right to create objects in the schema, which Postgres gave in
+// public up to version 14: whoever has it, the worker's role included, can put a function in the
+// way of the migrations, which run with the owner's rights. Where the schema is not ours to close,
+// 'worker check' says so.
+func closeSchema(ctx context.Context, conn *pgx.Conn) error {
+	var schema string
+	var open bool
+	err := conn.QueryRow(ctx, `SELECT pg_catalog.current_schema(), EXISTS (
+		SELECT FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
+		WHERE n.nspname = pg_catalog.current_schema() AND a.grantee = 0 AND a.privilege_type = 'CREATE')`).Scan(&schema, &open)
+	if err != nil || !open {
+		return err
+	}
+	_, err = conn.Exec(ctx, "REVOKE CREATE ON SCHEMA "+pgx.Identifier{schema}.Sanitize()+" FROM PUBLIC")
 	return err
+}
+
+// ErrOpenSchema is returned by CheckRights.
+var ErrOpenSchema = errors.New("everybody may create objects in the schema, so the worker could reach the owner's rights; run 'REVOKE CREATE ON SCHEMA public FROM PUBLIC' as its owner")
+
+// CheckRights returns ErrOpenSchema where the worker's role may create objects beside our tables.
+func CheckRights(ctx context.Context, pool *pgxpool.Pool) error {
+	var open bool
+	if err := pool.QueryRow(ctx, `SELECT has_schema_privilege($1, current_schema(), 'CREATE')`, AppRole).Scan(&open); err != nil {
+		return fmt.Errorf("read the role's rights: %w", err)
+	}
+	if open {
+		return ErrOpenSchema
+	}
+	return nil
 }
 
 // Status lists the migrations that this binary brings, applied or not, in the order in which Up

@@ -74,6 +74,9 @@ func printStatus(w io.Writer, s *jobs.Status) {
 	for _, h := range s.Timeline {
 		fmt.Fprintf(w, "%s  %-18s %s\n", h.At.Local().Format("2006-01-02 15:04:05.000"), h.Kind, detailLine(h.Detail))
 	}
+	if s.Omitted > 0 {
+		fmt.Fprintf(w, "… and %d older rows; the audit has them all\n", s.Omitted)
+	}
 }
 
 // detailLine writes name=value pairs in a fixed order, without what is empty.

@@ -14,6 +14,7 @@ import (
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
+	"latchkey/migrations"
 )
 
 func newCheckCommand() *cobra.Command {
@@ -73,6 +74,7 @@ func (c *checkup) database(ctx context.Context, cfg *Config) {
 	c.line("database", err, fmt.Sprintf("Postgres %d", version))
 	app, err := openPool(ctx, cfg.DatabaseURL)
 	if err == nil {
+		err = migrations.CheckRights(ctx, app)
 		app.Close()
 	}
 	c.line("schema", err, "up to date; the worker's role can be taken")

@@ -25,13 +25,13 @@ func (d *deployment) command(env []string, args ...string) (code int, out string
 
 func TestBadSettingsAreReportedTogetherWithoutTheirValues(t *testing.T) {
 	t.Parallel()
-	d := &deployment{t: t, database: "postgres://u:secret-password@/x", nats: "nats://127.0.0.1:1"}
+	d := &deployment{t: t, database: "postgres://u:secret-password@:::/x", nats: "nats://127.0.0.1:1"}
 	code, out := d.command([]string{"STRIPE_API_KEY=pk_wrong_kind", "LINK_BASE_URL=http://pay.example.com/path", "LINK_KEYS=1:c2VjcmV0",
-		"LINK_TTL=fortnight", "TRUSTED_PROXIES=10.0.0.0/99", "ROLES=intake,cook", "LOG_LEVEL=loud", "RETURN_URL=ftp://x"}, "run")
+		"LINK_TTL=fortnight", "NATS_URL=:::bad", "HTTP_ADDR=nonsense", "ADMIN_ADDR=127.0.0.1:port", "TRUSTED_PROXIES=10.0.0.0/99", "ROLES=intake,cook", "LOG_LEVEL=loud", "RETURN_URL=ftp://x"}, "run")
 	if code != 1 {
 		t.Errorf("exit %d", code)
 	}
-	for _, name := range []string{"STRIPE_API_KEY", "LINK_BASE_URL", "LINK_KEYS", "LINK_TTL", "TRUSTED_PROXIES", "ROLES", "LOG_LEVEL", "RETURN_URL"} {
+	for _, name := range []string{"STRIPE_API_KEY", "LINK_BASE_URL", "LINK_KEYS", "LINK_TTL", "TRUSTED_PROXIES", "ROLES", "LOG_LEVEL", "RETURN_URL", "NATS_URL", "HTTP_ADDR", "ADMIN_ADDR", "DATABASE_URL"} {
 		if !strings.Contains(out, name+":") {
 			t.Errorf("%s is not reported:\n%s", name, out)
 		}
@@ -177,6 +177,7 @@ func TestDev(t *testing.T) {
 	if code, out := d.command(own, "dev", "--dir", dir, "--ports-from", "0"); code != 1 || !strings.Contains(out, "in use") {
 		t.Errorf("a second dev on the folder: exit %d\n%s", code, out)
 	}
+	d.devState(dir, first) // still there
 	if err := first.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"log/slog"
+	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -63,6 +64,13 @@ func loadConfig() (*Config, error) {
 func (c *Config) validate(p *config.Problems) {
 	if c.DatabaseURL == "" {
 		p.Add("DATABASE_URL", "is required, such as postgres://latchkey:…@db:5432/latchkey")
+	} else if _, err := poolConfig(c.DatabaseURL); err != nil {
+		p.Add("DATABASE_URL", "is not a Postgres URL or connection string")
+	}
+	for i, server := range strings.Split(c.NATS.URL, ",") {
+		if u, err := url.Parse(strings.TrimSpace(server)); err != nil || u.Host == "" {
+			p.Add("NATS_URL", "entry %d must be a URL, such as nats://nats:4222", i+1)
+		}
 	}
 	switch _, known := portal.KeyMode(c.StripeAPIKey); {
 	case c.StripeAPIKey == "":
@@ -116,6 +124,11 @@ func (c *Config) validateLinks(p *config.Problems) {
 }
 
 func (c *Config) validateServers(p *config.Problems) {
+	for _, setting := range [][2]string{{"HTTP_ADDR", c.HTTPAddr}, {"ADMIN_ADDR", c.AdminAddr}} {
+		if _, err := net.ResolveTCPAddr("tcp", setting[1]); err != nil {
+			p.Add(setting[0], "must be host:port or :port, such as 127.0.0.1:9090")
+		}
+	}
 	for i, cidr := range c.TrustedProxyCIDRs {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
 		if err != nil {

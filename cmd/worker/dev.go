@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -74,7 +75,6 @@ func (d *dev) run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(d.dir, 0o755); err != nil {
 		return fmt.Errorf("--dir: %w", err)
 	}
-	_ = os.Remove(d.statePath()) // of an earlier run: nothing is up yet
 	if err := d.configure(); err != nil {
 		return err
 	}
@@ -125,10 +125,13 @@ func (d *dev) keptKeys() (string, error) {
 	if err == nil {
 		return strings.TrimSpace(string(content)), nil
 	}
+	if !errors.Is(err, fs.ErrNotExist) { // a new key would end the links of the old one
+		return "", fmt.Errorf("read the signing key: %w", err)
+	}
 	var key [32]byte
 	_, _ = rand.Read(key[:])
 	line := portal.FormatKey(1, key)
-	if err := os.WriteFile(path, []byte(line+"\n"), 0o600); err != nil {
+	if err := writeWhole(path, []byte(line+"\n")); err != nil {
 		return "", fmt.Errorf("keep the signing key: %w", err)
 	}
 	return line, nil
@@ -168,6 +171,7 @@ func (d *dev) startPostgres(ctx context.Context) error {
 			return err
 		}
 		d.onStop(pg.Stop)
+		_ = os.Remove(d.statePath()) // the folder is ours now: a file that is there is of an earlier run
 		d.cfg.DatabaseURL = pg.URL("postgres")
 		d.page.Postgres = d.cfg.DatabaseURL
 	}
@@ -308,11 +312,15 @@ func (d *dev) samples(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Renamed into place: who waits for the file finds it whole.
-	if err := os.WriteFile(d.statePath()+".new", append(state, '\n'), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", d.statePath(), err)
+	return writeWhole(d.statePath(), append(state, '\n'))
+}
+
+// writeWhole renames a file into place: who finds it finds all of it.
+func writeWhole(path string, content []byte) error {
+	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
+		return err
 	}
-	return os.Rename(d.statePath()+".new", d.statePath())
+	return os.Rename(path+".new", path)
 }
 
 func (d *dev) statePath() string { return filepath.Join(d.dir, "dev.json") }

@@ -293,6 +293,17 @@ func (p *process) exit() int {
 	return 0
 }
 
+// exitInTime is exit within the 15 s that a stop may take.
+func (p *process) exitInTime(t *testing.T) int {
+	t.Helper()
+	late := time.AfterFunc(15*time.Second, func() { _ = p.cmd.Process.Kill() })
+	code := p.exit()
+	if !late.Stop() {
+		t.Errorf("the stop took more than 15 s:\n%s", tail(p.out.String()))
+	}
+	return code
+}
+
 func mustJSON(t *testing.T, v any) string {
 	t.Helper()
 	b, err := json.Marshal(v)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -91,16 +92,16 @@ func TestFivePublicationsOnTwoWorkersMakeOneLink(t *testing.T) {
 	if len(urls) != 1 {
 		t.Fatalf("%d URLs for one request: %v", len(urls), urls)
 	}
+	d.redeliver(t)
 	repeats := `SELECT count(*) FROM audit_events WHERE kind = 'request.duplicate'`
 	d.until("four repeats in the audit", func() bool { return d.number(repeats) == 4 })
-	d.redeliver(t, "same")
-	if n := d.number(`SELECT count(*) FROM links`); n != 1 {
+	if n := d.number(`SELECT count(*) FROM links WHERE request_id = 'same'`); n != 1 {
 		t.Errorf("%d links", n)
 	}
 	d.until("four repeats in the audit", func() bool {
 		return d.number(`SELECT count(*) FROM audit_events WHERE kind = 'request.duplicate'`) == 4
 	})
-	if n := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued'`); n != 1 {
+	if n := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued' AND request_id = 'same'`); n != 1 {
 		t.Errorf("%d link.issued rows", n)
 	}
 	for url := range urls {
@@ -115,30 +116,46 @@ func TestFivePublicationsOnTwoWorkersMakeOneLink(t *testing.T) {
 	}
 }
 
-// redeliver serves a message a second time, as after a lost acknowledgement: an Issuer gets the
-// very item again.
-func (d *deployment) redeliver(t *testing.T, id string) {
+// redeliver makes JetStream deliver a sixth publication again and again, to whichever worker asks:
+// the ack wait is cut to 200 ms and the database stands still for longer.
+func (d *deployment) redeliver(t *testing.T) {
 	t.Helper()
-	var before = d.number(`SELECT count(*) FROM audit_events`)
-	pool, err := openPool(t.Context(), d.database)
+	js, err := jetstream.New(d.nc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close()
-	keys, err := portal.ParseKeys(d.keys)
+	consumer, err := js.Consumer(d.soon(), jobs.RequestsStream, jobs.IntakeConsumer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	item := &jobs.Item{Body: []byte(mustJSON(t, request(id))), Source: "test"}
-	if err := d.pool.QueryRow(t.Context(), `SELECT published_at FROM links WHERE request_id = $1`, id).Scan(&item.Published); err != nil {
+	impatient := consumer.CachedInfo().Config
+	impatient.AckWait = 200 * time.Millisecond
+	if _, err := js.UpdateConsumer(d.soon(), jobs.RequestsStream, impatient); err != nil {
 		t.Fatal(err)
 	}
-	issuer := &jobs.Issuer{Pool: pool, Keys: keys, Now: timeNow, Rules: jobs.Rules{TTL: 1e12, TTLMax: 1e12}}
-	if err := issuer.Issue(t.Context(), []*jobs.Item{item}); err != nil {
+	lock, err := d.pool.Begin(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if after := d.number(`SELECT count(*) FROM audit_events`); after != before {
-		t.Errorf("a redelivery added %d audit rows", after-before)
+	defer func() { _ = lock.Rollback(context.Background()) }()
+	if _, err := lock.Exec(t.Context(), `LOCK TABLE links`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.producer.Send(d.soon(), d.message(request("redelivered"))); err != nil {
+		t.Fatal(err)
+	}
+	d.until("three transactions to wait with the same message", func() bool {
+		return d.number(`SELECT count(*) FROM pg_locks WHERE relation = 'links'::regclass AND NOT granted`) >= 3
+	})
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.until("the message to be acknowledged", func() bool {
+		info, err := consumer.Info(t.Context())
+		return err == nil && info.NumAckPending == 0 && info.NumPending == 0 && info.NumRedelivered == 0
+	})
+	if n := d.number(`SELECT count(*) FROM audit_events WHERE request_id = 'redelivered'`); n != 1 {
+		t.Errorf("%d audit rows for a request that was redelivered, want its link.issued", n)
 	}
 }
 

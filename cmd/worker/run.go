@@ -25,8 +25,8 @@ import (
 	"latchkey/migrations"
 )
 
-// Deadlines of a stop: all of it within 15 s. A click that waits for Stripe gets the first part
-// of it, then its call is cut and its outcome written down as interrupted.
+// Deadlines of a stop: all of it within 15 s. A click that waits, for Stripe or for the database,
+// gets the first part of it; then the wait is cut and the outcome written down as interrupted.
 const (
 	stopDeadline   = 14 * time.Second
 	stripeStopTime = 6 * time.Second
@@ -68,7 +68,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	if err != nil {
 		return err
 	}
-	defer pool.Close()
+	defer closePool(pool)
 	nc, err := connectNATS(cfg, log)
 	if err != nil {
 		return err
@@ -134,11 +134,17 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer cancel()
 	defer time.AfterFunc(stripeStopTime, abortStripe).Stop()
 	stopIntake()
-	err = errors.Join(cause, clickServer.Shutdown(stopCtx))
-	if cfg.has(roleJobs) {
-		err = errors.Join(err, river.Stop(stopCtx))
-	}
-	err = errors.Join(err, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
+	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
+	// worker's.
+	jobsStopped := make(chan error, 1)
+	go func() {
+		if !cfg.has(roleJobs) {
+			jobsStopped <- nil
+			return
+		}
+		jobsStopped <- river.Stop(stopCtx)
+	}()
+	err = errors.Join(cause, clickServer.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")
 	}
@@ -208,7 +214,7 @@ func plainPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 func poolConfig(url string) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(url)
 	if err != nil {
-		return nil, errors.New("DATABASE_URL is not a Postgres URL or connection string") // the cause quotes it
+		return nil, errors.New("DATABASE_URL: is not a Postgres URL or connection string") // the cause quotes it
 	}
 	if !strings.Contains(url, "pool_max_conns") {
 		cfg.MaxConns = poolSize
@@ -242,6 +248,17 @@ func connectNATS(cfg *Config, log *slog.Logger) (*nats.Conn, error) {
 			}
 			log.Warn("NATS", "subject", subject, "error", err)
 		}))
+}
+
+// closePool closes it, but does not wait for ever for a session that waits for the database: the
+// process ends, and with it the session.
+func closePool(pool *pgxpool.Pool) {
+	done := make(chan struct{})
+	go func() { pool.Close(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(time.Second):
+	}
 }
 
 // running keeps the parts that were started; the first that ends by an error ends the service.

@@ -19,8 +19,12 @@ import (
 // intakeLinger for company.
 const (
 	intakeBatch  = 500
+	intakeBytes  = 8 << 20 // above the largest message that the stream takes
 	intakeLinger = time.Millisecond
 	intakeLoops  = 2
+	// A transaction that waits (a lock, a connection half dead) is given up well within AckWait,
+	// or the redelivery would join the wait.
+	intakeDeadline = 10 * time.Second
 )
 
 // Intake takes requests off PORTAL_REQUESTS, has them issued, and only then acknowledges them.
@@ -71,7 +75,9 @@ func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 }
 
 func (in *Intake) consume(ctx context.Context, consumer jetstream.Consumer) error {
-	it, err := consumer.Messages(jetstream.PullMaxMessages(intakeBatch))
+	// Bytes too: messages of a megabyte, five hundred at once, are more than the server keeps for
+	// a client before it cuts the connection, and events and answers go over the same one.
+	it, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(intakeBatch, intakeBytes))
 	if err != nil {
 		return fmt.Errorf("fetch requests: %w", err)
 	}
@@ -127,7 +133,9 @@ func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
 	}
 	var served []*Item
 	failed := false
-	for _, part := range in.Issuer.issueApart(ctx, in.Log, items) {
+	issuing, cancel := context.WithTimeout(ctx, intakeDeadline)
+	defer cancel()
+	for _, part := range in.Issuer.issueApart(issuing, in.Log, items) {
 		if part.err != nil {
 			in.giveBack(part, msgs)
 			failed = true
@@ -174,12 +182,27 @@ func (in *Intake) settle(ctx context.Context, items []*Item, msgs map[*Item]jets
 		}
 	}
 	for i, item := range rejected {
-		if err := in.reject(ctx, item, msgs[item]); err != nil {
-			in.Log.Error("dead letters can't be stored; the requests go back to JetStream", "requests", len(rejected)-i, "error", err)
-			in.retryLater(rejected[i:], msgs) // without a try each: a stop must not wait for all of them
+		err := in.reject(ctx, item, msgs[item])
+		if err == nil {
+			continue
+		}
+		back := rejected[i : i+1]
+		if nobodyAnswers(err) {
+			back = rejected[i:] // without a try each: a stop must not wait for all of them
+		}
+		in.Log.Error("dead letters can't be stored; the requests go back to JetStream", "requests", len(back), "error", err)
+		in.retryLater(back, msgs)
+		if len(back) > 1 {
 			return
 		}
 	}
+}
+
+// nobodyAnswers tells an error that the next message will meet too from one that is the message's
+// own, such as its size.
+func nobodyAnswers(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrConnectionClosed) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse)
 }
 
 // reject stores the dead letter and then ends the request's delivery.

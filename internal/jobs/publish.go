@@ -84,15 +84,27 @@ const publishSnooze = 3 * time.Second
 func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade, err error) {
 	var rows []portal.AuditEvent
 	linkIDs := map[uuid.UUID]bool{}
+	single := []uuid.UUID{} // repeats come one by one: one query for all of them
 	for _, r := range ranges {
+		if r.First == r.Last {
+			single = append(single, r.First)
+			continue
+		}
 		got, err := portal.LoadAudit(ctx, w.pool, `id BETWEEN $2 AND $3`, r.First, r.Last)
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, e := range got {
-			linkIDs[e.LinkID] = true
+		rows = append(rows, got...)
+	}
+	if len(single) > 0 {
+		got, err := portal.LoadAudit(ctx, w.pool, `id = ANY($2)`, single)
+		if err != nil {
+			return nil, nil, err
 		}
 		rows = append(rows, got...)
+	}
+	for _, e := range rows {
+		linkIDs[e.LinkID] = true
 	}
 	ids := make([]uuid.UUID, 0, len(linkIDs))
 	for id := range linkIDs {

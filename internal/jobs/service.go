@@ -33,6 +33,7 @@ const (
 const (
 	serviceInFlight = 64
 	serviceTimeout  = 30 * time.Second
+	serviceStop     = 5 * time.Second // what a stop leaves to requests in flight
 )
 
 // Service is the synchronous way in.
@@ -53,6 +54,7 @@ type GetRequest struct {
 type Status struct {
 	Link     *LinkStatus `json:"link,omitzero"` // nil for a request that was rejected
 	Timeline []Happening `json:"timeline"`
+	Omitted  int         `json:"omitted,omitempty"` // rows that the timeline leaves out: older openings first
 }
 
 // LinkStatus is the state of a link.
@@ -117,7 +119,8 @@ func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string) erro
 		}
 	}
 	<-ctx.Done()
-	err = srv.Stop() // drains the subscriptions, without waiting: what comes late is told to try again
+	defer time.AfterFunc(serviceStop, cancel).Stop() // a campaign's revocation goes on where it was at the next call
+	err = srv.Stop()                                 // drains the subscriptions, without waiting: what comes late is told to try again
 	for range serviceInFlight {
 		slots <- struct{}{} // got when a request in flight has ended
 	}
@@ -151,7 +154,14 @@ func (s *Service) reply(nc *nats.Conn, req micro.Request, answer any, err error)
 		msg.Header.Set(micro.ErrorCodeHeader, code)
 		msg.Header.Set(micro.ErrorHeader, text)
 	}
-	if err := nc.PublishMsg(msg); err != nil {
+	err = nc.PublishMsg(msg)
+	if errors.Is(err, nats.ErrMaxPayload) {
+		msg.Data = nil
+		msg.Header.Set(micro.ErrorCodeHeader, CodeUnavailable)
+		msg.Header.Set(micro.ErrorHeader, "the answer is larger than this NATS server carries")
+		err = nc.PublishMsg(msg)
+	}
+	if err != nil {
 		s.Log.Warn("a micro answer could not be sent", "subject", req.Subject(), "error", err)
 	}
 }
@@ -216,9 +226,15 @@ func (s *Service) get(ctx context.Context, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `link_id = $2`, link.ID)
+	// Whoever holds a link can add to its timeline by opening it; what happened otherwise goes first.
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE link_id = $2
+		ORDER BY kind = 'link.opened', at DESC LIMIT $3)`, link.ID, timelineRows)
 	if err != nil {
 		return nil, err
+	}
+	var total int
+	if err := s.Store.Pool.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE link_id = $1`, link.ID).Scan(&total); err != nil {
+		return nil, fmt.Errorf("count audit rows: %w", err)
 	}
 	status := &LinkStatus{EventData: newEventData(link), State: link.StateAt(s.Store.Now()),
 		CreatedAt: link.CreatedAt.UTC(), ExpiresAt: link.ExpiresAt.UTC(), SessionsCreated: link.SessionsCreated, MaxSessions: link.MaxSessions}
@@ -226,8 +242,11 @@ func (s *Service) get(ctx context.Context, body []byte) (any, error) {
 		at := link.RevokedAt.UTC()
 		status.RevokedAt = &at
 	}
-	return Status{Link: status, Timeline: timeline(rows)}, nil
+	return Status{Link: status, Timeline: timeline(rows), Omitted: max(0, total-len(rows))}, nil
 }
+
+// timelineRows bounds an answer; the audit itself has all.
+const timelineRows = 200
 
 // find looks an id up as a link's, a click's and a request's.
 func (s *Service) find(ctx context.Context, id string) (*portal.Link, error) {

@@ -23,7 +23,7 @@ const (
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 64 << 10
 	readTimeout    = 10 * time.Second
-	writeTimeout   = 25 * time.Second // longer than Stripe's deadline and the two transactions
+	writeTimeout   = 45 * time.Second // longer than a slow body, Stripe's deadline and the transactions together
 	idleTimeout    = 60 * time.Second
 	storeTimeout   = 5 * time.Second
 )
@@ -107,7 +107,12 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// POST that did not arrive in full presses no button. (w, not rec: the server itself must
 	// learn that the connection is of no more use.)
 	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBodyBytes)); err != nil {
-		s.Pages.write(rec, r, answer{page: pageTooLarge})
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			s.Pages.write(rec, r, answer{page: pageTooLarge})
+		} else {
+			s.Pages.write(rec, r, answer{page: pageIncomplete})
+		}
 		return
 	}
 	s.Pages.write(rec, r, s.answer(r))
@@ -129,13 +134,14 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	// ended and written down, so the work does not hang on the connection.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), stripeDeadline+2*storeTimeout)
 	defer cancel()
+	defer context.AfterFunc(s.Abort, cancel)()
 	link, err := LoadLink(ctx, s.Store.Pool, id)
 	switch {
 	case errors.Is(err, ErrNoLink):
 		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", id)
 		return answer{page: pageNotFound}
 	case err != nil:
-		return s.databaseAway(id, err)
+		return s.databaseAway(id, r, token, err)
 	}
 	if r.Method == http.MethodPost {
 		return s.press(ctx, r, link, token)
@@ -148,7 +154,7 @@ func (s *ClickServer) look(ctx context.Context, r *http.Request, link *Link, tok
 	state := link.StateAt(s.Store.Now())
 	detail := map[string]any{"verdict": verdict(r), "method": r.Method, "state": state}
 	if err := s.Store.Opened(ctx, link, detail, s.visitor(r)); err != nil {
-		return s.databaseAway(link.ID, err)
+		return s.databaseAway(link.ID, r, token, err)
 	}
 	if state != StateLive {
 		return answer{page: gonePage(state)}
@@ -170,23 +176,19 @@ func verdict(r *http.Request) string {
 // redirect. The order is the promise: no session without its click.started, no redirect without
 // its outcome.
 func (s *ClickServer) press(ctx context.Context, r *http.Request, link *Link, token string) answer {
-	visitor := s.visitor(r)
 	if state := link.StateAt(s.Store.Now()); state != StateLive {
-		return s.deny(ctx, link, state, visitor)
+		return s.deny(ctx, r, link, state, token)
 	}
-	click, err := s.Store.StartClick(ctx, link, visitor)
+	click, err := s.Store.StartClick(ctx, link, s.visitor(r))
 	switch {
 	case errors.Is(err, ErrDenied):
-		return s.denyChanged(ctx, link, visitor)
+		return s.denyChanged(ctx, r, link, token)
 	case err != nil:
-		return s.databaseAway(link.ID, err)
+		return s.databaseAway(link.ID, r, token, err)
 	}
 	log := s.Log.With("link_id", link.ID, "request_id", link.RequestID, "click_id", click)
 
-	asking, stopAsking := context.WithCancel(ctx)
-	defer context.AfterFunc(s.Abort, stopAsking)()
-	session, err := s.Stripe.CreateSession(asking, link, click)
-	stopAsking()
+	session, err := s.Stripe.CreateSession(ctx, link, click)
 	var cause *SessionError
 	if err != nil && !errors.As(err, &cause) {
 		cause = &SessionError{Code: CodeUnavailable, err: err}
@@ -228,9 +230,9 @@ func (s *ClickServer) failed(log *slog.Logger, cause *SessionError, click uuid.U
 }
 
 // deny writes click.denied and says why on a page of its own.
-func (s *ClickServer) deny(ctx context.Context, link *Link, state State, v *Visitor) answer {
-	if err := s.Store.Denied(ctx, link, string(state), v); err != nil {
-		return s.databaseAway(link.ID, err)
+func (s *ClickServer) deny(ctx context.Context, r *http.Request, link *Link, state State, token string) answer {
+	if err := s.Store.Denied(ctx, link, string(state), s.visitor(r)); err != nil {
+		return s.databaseAway(link.ID, r, token, err)
 	}
 	s.clicks.WithLabelValues(string(state)).Inc()
 	return answer{page: gonePage(state)}
@@ -238,24 +240,29 @@ func (s *ClickServer) deny(ctx context.Context, link *Link, state State, v *Visi
 
 // denyChanged looks again at a link that changed between its reading and the reservation. Where
 // it is still live, its last uses are with clicks that wait for Stripe.
-func (s *ClickServer) denyChanged(ctx context.Context, link *Link, v *Visitor) answer {
+func (s *ClickServer) denyChanged(ctx context.Context, r *http.Request, link *Link, token string) answer {
 	now, err := LoadLink(ctx, s.Store.Pool, link.ID)
 	if err != nil {
-		return s.databaseAway(link.ID, err)
+		return s.databaseAway(link.ID, r, token, err)
 	}
 	if state := now.StateAt(s.Store.Now()); state != StateLive {
-		return s.deny(ctx, now, state, v)
+		return s.deny(ctx, r, now, state, token)
 	}
-	if err := s.Store.Denied(ctx, link, "in_progress", v); err != nil {
-		return s.databaseAway(link.ID, err)
+	if err := s.Store.Denied(ctx, link, "in_progress", s.visitor(r)); err != nil {
+		return s.databaseAway(link.ID, r, token, err)
 	}
 	s.clicks.WithLabelValues("in_progress").Inc()
-	return answer{page: pageTryAgain, retryAfter: 3}
+	return answer{page: pageTryAgain, retryAfter: 3, token: token}
 }
 
-func (s *ClickServer) databaseAway(link uuid.UUID, err error) answer {
+// databaseAway lets the browser look at the link again by itself, and the person who pressed the
+// button press again: no answer repeats a POST of its own accord.
+func (s *ClickServer) databaseAway(link uuid.UUID, r *http.Request, token string, err error) answer {
 	s.Log.Error("the database did not serve a click", "link_id", link, "error", err)
-	return answer{page: pageTryAgain, retryAfter: 5}
+	if r.Method == http.MethodPost {
+		return answer{page: pageTryAgain, retryAfter: 5, token: token}
+	}
+	return answer{page: pageTryAgain, retryAfter: 5, refresh: true}
 }
 
 func (s *ClickServer) visitor(r *http.Request) *Visitor {

@@ -34,6 +34,8 @@ const (
 	pageTryAgain page = "try_again"
 	pageMethod   page = "method_not_allowed"
 	pageTooLarge page = "too_large"
+
+	pageIncomplete page = "incomplete"
 )
 
 // words are a page's status and text.
@@ -43,15 +45,16 @@ type words struct {
 }
 
 var english = map[page]words{
-	pageConfirm:  {200, "Your billing page is ready", "Continue to Stripe’s secure billing page to manage your payment details and your plan."},
-	pageNotFound: {404, "This link does not work", "The address may have been cut off on its way to you. Please open it again from the original message."},
-	pageExpired:  {410, "This link has expired", "For your security, links to your billing page work for a limited time only. Please ask for a new one."},
-	pageRevoked:  {410, "This link is no longer valid", "It was withdrawn. Nothing has changed on your account. If you still need your billing page, please ask for a new link."},
-	pageUsedUp:   {410, "This link has been used", "It was made for a limited number of visits, and they have been made. If you still need your billing page, please ask for a new link."},
-	pageOurFault: {502, "Something is wrong on our side", "We could not open your billing page. This is our mistake, not yours, and nothing has changed on your account. Please contact us, and tell us the reference below."},
-	pageTryAgain: {503, "Please try again in a moment", "Your billing page could not be opened just now. Nothing has changed on your account."},
-	pageMethod:   {405, "This address is for web browsers", "Please open the link in your browser."},
-	pageTooLarge: {413, "That was too much", "Please open the link in your browser again."},
+	pageConfirm:    {200, "Your billing page is ready", "Continue to Stripe’s secure billing page to manage your payment details and your plan."},
+	pageNotFound:   {404, "This link does not work", "The address may have been cut off on its way to you. Please open it again from the original message."},
+	pageExpired:    {410, "This link has expired", "For your security, links to your billing page work for a limited time only. Please ask for a new one."},
+	pageRevoked:    {410, "This link is no longer valid", "It was withdrawn. Nothing has changed on your account. If you still need your billing page, please ask for a new link."},
+	pageUsedUp:     {410, "This link has been used", "It was made for a limited number of visits, and they have been made. If you still need your billing page, please ask for a new link."},
+	pageOurFault:   {502, "Something is wrong on our side", "We could not open your billing page. This is our mistake, not yours, and nothing has changed on your account. Please contact us, and tell us the reference below."},
+	pageTryAgain:   {503, "Please try again in a moment", "Your billing page could not be opened just now. Nothing has changed on your account."},
+	pageMethod:     {405, "This address is for web browsers", "Please open the link in your browser."},
+	pageIncomplete: {400, "That did not arrive in full", "The connection was too slow or broke off. Nothing has changed on your account. Please open the link again."},
+	pageTooLarge:   {413, "That was too much", "Please open the link in your browser again."},
 }
 
 // Pages renders every answer of the click server.
@@ -101,6 +104,7 @@ type answer struct {
 	expires    time.Time
 	reference  string // a click's id, for support and the audit
 	retryAfter int    // seconds
+	refresh    bool   // the browser asks again by itself after retryAfter
 }
 
 // write sends an answer in the form that the request asks for.
@@ -112,6 +116,9 @@ func (p *Pages) write(w http.ResponseWriter, r *http.Request, a answer) {
 	}
 	if a.retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(a.retryAfter))
+		if a.refresh {
+			w.Header().Set("Refresh", strconv.Itoa(a.retryAfter))
+		}
 	}
 	words := english[a.page]
 	if words.Status >= 400 && wantsJSON(r) {

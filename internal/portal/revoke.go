@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,24 +62,25 @@ func (s *Store) Revoke(ctx context.Context, r Revocation) (int, error) {
 		return 0, err
 	}
 	total := 0
+	var after uuid.UUID // chunks go by id, each from where the last one ended
 	for {
-		n, err := s.revokeSome(ctx, r, where, arg)
+		n, last, err := s.revokeSome(ctx, r, where, arg, after)
 		if err != nil {
 			return total, err
 		}
 		if total += n; n < revokeChunk {
 			return total, nil
 		}
+		after = last
 	}
 }
 
-func (s *Store) revokeSome(ctx context.Context, r Revocation, where string, arg any) (int, error) {
-	var n int
-	err := pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+func (s *Store) revokeSome(ctx context.Context, r Revocation, where string, arg any, after uuid.UUID) (n int, last uuid.UUID, err error) {
+	err = pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `UPDATE links SET revoked_at = $2, revoked_by = $3, revoke_reason = nullif($4, '')
-			WHERE id IN (SELECT id FROM links WHERE `+where+` AND revoked_at IS NULL ORDER BY id LIMIT `+fmt.Sprint(revokeChunk)+` FOR UPDATE)
-			RETURNING id, request_id`, arg, now, r.By, r.Reason)
+			WHERE id IN (SELECT id FROM links WHERE `+where+` AND id > $5 AND revoked_at IS NULL ORDER BY id LIMIT `+fmt.Sprint(revokeChunk)+` FOR UPDATE)
+			RETURNING id, request_id`, arg, now, r.By, r.Reason, after)
 		if err != nil {
 			return fmt.Errorf("revoke links: %w", err)
 		}
@@ -91,7 +93,12 @@ func (s *Store) revokeSome(ctx context.Context, r Revocation, where string, arg 
 			return err
 		}
 		n = len(events)
+		for _, e := range events {
+			if bytes.Compare(e.LinkID[:], last[:]) > 0 {
+				last = e.LinkID
+			}
+		}
 		return s.appendAll(ctx, tx, events)
 	})
-	return n, err
+	return n, last, err
 }

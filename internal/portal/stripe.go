@@ -207,7 +207,7 @@ func (s *Stripe) OnLoopback() bool { return s.httpOK }
 // KeyMode reads the mode off a key's form: sk_live_…, rk_test_….
 func KeyMode(key string) (live, known bool) {
 	parts := strings.SplitN(key, "_", 3)
-	if len(parts) < 3 {
+	if len(parts) < 3 || parts[0] != "sk" && parts[0] != "rk" {
 		return false, false
 	}
 	return parts[1] == "live", parts[1] == "live" || parts[1] == "test"
