@@ -36,7 +36,8 @@ func newLinkCommand() *cobra.Command {
 		Use:   "link",
 		Short: "Ask for one link",
 		Long: `Publishes one request. With --wait prints the link once a worker has made it: the URL alone on
-stdout. A second call with the same --id and the same content gives the same link.`,
+stdout. A second call with the same --id and the same content gives the same link. Without --wait
+the request is only stored; 'enqueue status ID' tells later if it was rejected.`,
 		Example: `  enqueue link --customer cus_9s6XKzkNRiz8i3 --flow payment_method_update --wait
   enqueue link --id in_1PqR-attempt-2 --customer cus_9s6XKzkNRiz8i3 --source dunning --metadata invoice=in_1PqR
   enqueue link --request request.json --wait --json`,
@@ -76,6 +77,12 @@ func (f *linkFlags) send(ctx context.Context, cmd *cobra.Command, client *produc
 	if err != nil {
 		return err
 	}
+	if !jobs.ValidSource(message.Source) {
+		return cli.Usagef("the source must match [a-z0-9_-]{1,40}")
+	}
+	if f.timeout <= 0 {
+		return cli.Usagef("--timeout must be above 0")
+	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	if !f.wait {
@@ -91,6 +98,10 @@ func (f *linkFlags) send(ctx context.Context, cmd *cobra.Command, client *produc
 	link, err := client.SendAndWait(ctx, message)
 	if err != nil {
 		return fmt.Errorf("request %s: %w", message.ID, err)
+	}
+	// A repeat gives the same link for ever, dead or alive: who pastes it should know.
+	if status, err := client.Status(ctx, link.LinkID.String()); err == nil && status.Link.State != portal.StateLive {
+		fmt.Fprintf(cmd.ErrOrStderr(), "enqueue: this link is %s; ask under another --id for a new one\n", status.Link.State)
 	}
 	if f.json {
 		return printJSON(cmd, link)
@@ -167,7 +178,7 @@ func (f *linkFlags) read(cmd *cobra.Command) (producer.Message, error) {
 	case len(body) > jobs.MaxRequestBytes:
 		return producer.Message{}, cli.Usagef("--request: more than %d bytes", jobs.MaxRequestBytes)
 	case err != nil:
-		return producer.Message{}, cli.Usagef("--request: not a request in JSON: %v", err)
+		return producer.Message{}, cli.Usagef("--request: not a JSON object with an id and a source")
 	case head.ID == "" || head.Source == "":
 		return producer.Message{}, cli.Usagef("--request: the request needs an id and a source")
 	}

@@ -169,21 +169,29 @@ func TestStatusAndRevoke(t *testing.T) {
 	if code, out, _ := enqueue(t, url, "", "revoke", "--campaign", "c", "--reason", "a test"); code != 0 || out != "1\n" {
 		t.Errorf("exit %d, %q", code, out)
 	}
-	if code, out, _ := enqueue(t, url, "", "revoke", "--campaign", "c", "--json"); code != 0 || out != `{"revoked":0}`+"\n" {
-		t.Errorf("again: exit %d, %q", code, out)
+	if code, out, stderr := enqueue(t, url, "", "revoke", "--campaign", "c", "--json"); code != 0 || out != `{"revoked":0}`+"\n" || !strings.Contains(stderr, "nothing to end") {
+		t.Errorf("again: exit %d, %q %q", code, out, stderr)
+	}
+	if code, again, stderr := enqueue(t, url, "", "link", "--id", "s", "--customer", "cus_1", "--campaign", "c", "--wait"); code != 0 || again != link || !strings.Contains(stderr, "revoked") {
+		t.Errorf("a revoked link again: exit %d, %q %q", code, again, stderr)
+	}
+	if code, out, _ := enqueue(t, url, "", "status", strings.TrimSpace(link)); code != 0 || !strings.Contains(out, "request   s ") {
+		t.Errorf("status of a pasted link: exit %d\n%s", code, out)
 	}
 	if _, out, _ := enqueue(t, url, "", "status", "s"); !strings.Contains(out, "revoked") || !strings.Contains(out, "reason=a test") {
 		t.Errorf("%s", out)
 	}
 	var status jobs.Status
 	_, out, _ = enqueue(t, url, "", "status", "s", "--json")
-	if err := json.Unmarshal([]byte(out), &status); err != nil || status.Link.State != portal.StateRevoked || len(status.Timeline) != 2 {
+	if err := json.Unmarshal([]byte(out), &status); err != nil || status.Link.State != portal.StateRevoked || len(status.Timeline) != 3 {
 		t.Errorf("%v: %s", err, out)
 	}
 	if code, _, stderr := enqueue(t, url, "", "status", "nobody"); code != 1 || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("unknown: exit %d\n%s", code, stderr)
 	}
-	for _, args := range [][]string{{"status"}, {"revoke"}, {"revoke", "--link", "1", "--customer", "2"}, {"link"}, {"frob"}, {"link", "--customer", "cus_1", "--subscription", "sub_1"}} {
+	for _, args := range [][]string{{"status"}, {"revoke"}, {"revoke", "--link", "1", "--customer", "2"}, {"link"}, {"frob"}, {"link", "--customer", "cus_1", "--subscription", "sub_1"},
+		{"status", ""}, {"revoke", "--link", "b"}, {"revoke", "--campaign", "c", "--by", ""}, {"link", "--customer", "cus_1", "--source", "Big Source"},
+		{"link", "--customer", "cus_1", "--wait", "--timeout", "0"}} {
 		if code, _, stderr := enqueue(t, url, "", args...); code != 2 || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%v: exit %d\n%s", args, code, stderr)
 		}

@@ -10,8 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
@@ -25,11 +27,20 @@ func newStatusCommand() *cobra.Command {
 		Long: `ID is a request's id, a link's id, or the reference number of an error page. The link's URL is not
 shown: a status gets pasted into tickets. To get the URL, ask again with the same request.`,
 		Example: "  enqueue status in_1PqR-attempt-2\n  enqueue status 0193a1f0-… --json",
-		Args:    cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 || args[0] == "" {
+				return errors.New("takes one ID: a request's, a link's, or the reference of an error page")
+			}
+			return nil
+		},
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, args []string) error {
 			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 			defer cancel()
-			status, err := client.Status(ctx, args[0])
+			id := args[0]
+			if link, ok := portal.TokenLinkID(id); ok {
+				id = link.String() // somebody pasted the link itself
+			}
+			status, err := client.Status(ctx, id)
 			if err != nil {
 				return plain(err)
 			}
@@ -61,7 +72,7 @@ func printStatus(w io.Writer, s *jobs.Status) {
 			fmt.Fprintf(w, "campaign  %s\n", l.Campaign)
 		}
 		fmt.Fprintf(w, "customer  %s\n", l.Customer)
-		fmt.Fprintf(w, "expires   %s\n", l.ExpiresAt.Local().Format(time.DateTime))
+		fmt.Fprintf(w, "expires   %s\n", l.ExpiresAt.Local().Format("2006-01-02 15:04:05 -07:00"))
 		limit := "no limit"
 		if l.MaxSessions > 0 {
 			limit = fmt.Sprintf("of %d", l.MaxSessions)
@@ -72,11 +83,20 @@ func printStatus(w io.Writer, s *jobs.Status) {
 	}
 	fmt.Fprintln(w)
 	for _, h := range s.Timeline {
-		fmt.Fprintf(w, "%s  %-18s %s\n", h.At.Local().Format("2006-01-02 15:04:05.000"), h.Kind, detailLine(h.Detail))
+		fmt.Fprintf(w, "%s  %-18s %s\n", h.At.Local().Format("2006-01-02 15:04:05.000 -07:00"), h.Kind, happened(h))
 	}
 	if s.Omitted > 0 {
 		fmt.Fprintf(w, "… and %d older rows; the audit has them all\n", s.Omitted)
 	}
+}
+
+// happened is a row's detail, and the reference by which a customer may name it.
+func happened(h jobs.Happening) string {
+	line := detailLine(h.Detail)
+	if h.Click != uuid.Nil {
+		line = strings.TrimSpace(line + " reference=" + h.Click.String())
+	}
+	return line
 }
 
 // detailLine writes name=value pairs in a fixed order, without what is empty.
@@ -103,9 +123,18 @@ how many it ended.`,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
+			if _, err := uuid.Parse(r.LinkID); r.LinkID != "" && err != nil {
+				return cli.Usagef("--link takes a link's id, a UUID")
+			}
+			if r.By == "" {
+				return cli.Usagef("--by must not be empty")
+			}
 			n, err := client.Revoke(ctx, r)
 			if err != nil {
 				return plain(err)
+			}
+			if n == 0 {
+				fmt.Fprintln(cmd.ErrOrStderr(), "enqueue: nothing to end: no link fits, or all that fit were revoked before")
 			}
 			if asJSON {
 				return printJSON(cmd, jobs.RevokeResponse{Revoked: n})

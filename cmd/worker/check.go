@@ -87,7 +87,7 @@ func (c *checkup) nats(ctx context.Context, cfg *Config) {
 		return
 	}
 	defer nc.Close()
-	c.line("NATS", nil, "server "+nc.ConnectedServerVersion())
+	c.line("NATS", nil, nc.ConnectedUrlRedacted()+", server "+nc.ConnectedServerVersion())
 	js, err := jetstream.New(nc)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

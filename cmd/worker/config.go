@@ -99,9 +99,11 @@ func (c *Config) validate(p *config.Problems) {
 }
 
 func (c *Config) validateLinks(p *config.Problems) {
-	if c.LinkTTL <= 0 || c.LinkTTLMax <= 0 {
+	switch {
+	case p.Has("LINK_TTL") || p.Has("LINK_TTL_MAX"): // not even durations
+	case c.LinkTTL <= 0 || c.LinkTTLMax <= 0:
 		p.Add("LINK_TTL", "and LINK_TTL_MAX must be above 0")
-	} else if c.LinkTTL > c.LinkTTLMax {
+	case c.LinkTTL > c.LinkTTLMax:
 		p.Add("LINK_TTL", "must not be longer than LINK_TTL_MAX")
 	}
 	if c.ReturnURL != "" {

@@ -167,6 +167,9 @@ func (d *dev) startPostgres(ctx context.Context) error {
 		}
 		fmt.Fprintln(d.out, "Starting Postgres …")
 		pg, err := stack.StartPostgres(ctx, stack.PostgresConfig{Dir: filepath.Join(d.dir, "postgres"), BinDir: bin, Fsync: true})
+		if errors.Is(err, stack.ErrInUse) {
+			return fmt.Errorf("%w; stop the other 'worker dev' first, or give this one another --dir", err)
+		}
 		if err != nil {
 			return err
 		}
@@ -180,6 +183,13 @@ func (d *dev) startPostgres(ctx context.Context) error {
 		return err
 	}
 	defer pool.Close()
+	if d.page.Postgres == "" {
+		conn := pool.Config().ConnConfig
+		d.page.OwnPostgres = fmt.Sprintf("yours, of DATABASE_URL: %s on %s", conn.Database, conn.Host)
+		fmt.Fprintf(d.out, "Postgres is %s\n", d.page.OwnPostgres)
+	} else if data, err := filepath.EvalSymlinks(filepath.Join(d.dir, "postgres", "data")); err == nil {
+		d.page.Data = data
+	}
 	_, err = migrations.Up(ctx, pool)
 	return err
 }
@@ -198,7 +208,9 @@ func (d *dev) startNATS(ctx context.Context) error {
 	if err := ln.Close(); err != nil {
 		return err
 	}
-	ns, err := stack.StartNATS(ctx, stack.NATSConfig{Dir: filepath.Join(d.dir, "nats"), Host: loopback, Port: port, SyncAlways: true, Logger: d.log})
+	ns, err := stack.StartNATS(ctx, stack.NATSConfig{Dir: filepath.Join(d.dir, "nats"), Host: loopback, Port: port, SyncAlways: true,
+		// Errors only: after a killed run it warns of each file that it rebuilds.
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))})
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ var devPageTemplate = template.Must(template.New("dev").Parse(devPageHTML))
 type devPage struct {
 	Start, Click, Admin, Simulator, Mail, SMTP, NATS, Postgres string
 	OwnStripe                                                  bool
+	OwnPostgres                                                string // what DATABASE_URL names; empty = dev's own
+	Data                                                       string // where dev's own Postgres keeps its data
 
 	mu      sync.Mutex
 	samples []sample
@@ -96,7 +98,7 @@ func (p *devPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	state := p.state()
 	_ = devPageTemplate.Execute(w, map[string]any{
-		"State": state, "Tools": p.tools(state.Samples), "Returned": r.URL.Path == "/returned", "OwnStripe": p.OwnStripe,
+		"State": state, "Tools": p.tools(state.Samples), "Returned": r.URL.Path == "/returned", "OwnStripe": p.OwnStripe, "OwnPostgres": p.OwnPostgres,
 	})
 }
 
@@ -112,10 +114,18 @@ func (p *devPage) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "  %-16s %s (SMTP %s)\n", "mail catcher", p.Mail, p.SMTP)
 	fmt.Fprintf(w, "  %-16s %s\n", "NATS", p.NATS)
+	if p.OwnPostgres != "" {
+		fmt.Fprintf(w, "  %-16s %s\n", "Postgres", p.OwnPostgres)
+	} else {
+		fmt.Fprintf(w, "  %-16s its own, data in %s\n", "Postgres", p.Data)
+	}
 	fmt.Fprintf(w, "  %-16s %s/readyz %s/metrics\n\n", "internal server", p.Admin, p.Admin)
 	fmt.Fprintf(w, "%d sample requests went through. Open one as the customer would, and press the button:\n\n", len(state.Samples))
 	for _, s := range state.Samples[:min(3, len(state.Samples))] {
 		fmt.Fprintf(w, "  %s\n    %s\n", s.What, s.LinkURL)
+	}
+	if more := len(state.Samples) - 3; more > 0 {
+		fmt.Fprintf(w, "  … and %d more on %s\n", more, p.Start)
 	}
 	fmt.Fprintf(w, "\nTry next, in another terminal:\n\n")
 	for _, t := range p.tools(state.Samples) {

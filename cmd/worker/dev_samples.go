@@ -40,11 +40,7 @@ func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 		if s.req.Source == "support" {
 			send = client.Create
 		}
-		message, err := producer.NewMessage(s.req)
-		if err != nil {
-			return nil, err
-		}
-		link, err := send(ctx, message)
+		link, err := liveLink(ctx, client, send, s.req)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.req.ID, err)
 		}
@@ -52,6 +48,28 @@ func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 			LinkID: link.LinkID.String(), LinkURL: link.URL, ExpiresAt: link.ExpiresAt})
 	}
 	return samples, nil
+}
+
+// liveLink asks for a sample's link and, where that was revoked or used up since the last start,
+// for another one under the next id.
+func liveLink(ctx context.Context, client *producer.Client,
+	send func(context.Context, producer.Message) (*jobs.IssuedData, error), req *jobs.Request) (*jobs.IssuedData, error) {
+	id := req.ID
+	for n := 2; ; n++ {
+		message, err := producer.NewMessage(req)
+		if err != nil {
+			return nil, err
+		}
+		link, err := send(ctx, message)
+		if err != nil {
+			return nil, err
+		}
+		status, err := client.Status(ctx, link.LinkID.String())
+		if err != nil || status.Link.State == portal.StateLive {
+			return link, err
+		}
+		req.ID = fmt.Sprintf("%s-%d", id, n)
+	}
 }
 
 type sampleRequest struct {

@@ -15,9 +15,10 @@ func newKeysCommand() *cobra.Command {
 	newKey := &cobra.Command{
 		Use:   "new",
 		Short: "Print a fresh signing key in the form that LINK_KEYS takes",
-		Long: `Prints id:base64key. To rotate, put the new key in front of the old ones, with another id: the
-first key signs, all verify, so links that are out keep working.`,
-		Example: "  export LINK_KEYS=$(worker keys new)\n  export LINK_KEYS=$(worker keys new --id 2),$LINK_KEYS",
+		Long: `Prints id:base64key. The first key of LINK_KEYS signs, all verify, so links that are out keep
+working. To rotate, add the new key behind the old ones, with another id, on every process; when
+all of them know it, move it to the front.`,
+		Example: "  export LINK_KEYS=$(worker keys new)\n  export LINK_KEYS=$LINK_KEYS,$(worker keys new --id 2)",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if id < 0 || id > 255 {

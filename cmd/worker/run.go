@@ -117,7 +117,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		r.serve("click server", clickServer, l.public)
 	}
 	admin.ready.Store(true)
-	log.Info("ready", "roles", cfg.Roles, "version", cli.Version)
+	log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())
 	if ready != nil {
 		ready()
 	}
@@ -229,6 +229,9 @@ func redactURL(err error) error {
 	var parse *pgconn.ParseConfigError
 	if errors.As(err, &parse) {
 		return errors.New("DATABASE_URL can't be parsed")
+	}
+	if text := err.Error(); strings.Contains(text, "\n") { // one attempt a line
+		return errors.New(strings.Join(strings.Fields(text), " "))
 	}
 	return err
 }

@@ -41,14 +41,14 @@ func Main(root *cobra.Command) int {
 			refuseUnknown(cmd)
 		}
 	})
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, ErrSilent):
 		return 1
 	case !started:
-		fmt.Fprintf(os.Stderr, "%s: %v; see '%s --help'\n", root.Name(), err, root.Name())
+		fmt.Fprintf(os.Stderr, "%s: %v; see '%s --help'\n", root.Name(), err, cmd.CommandPath())
 		return 2
 	}
 	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)

@@ -13,9 +13,12 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
+	"go.uber.org/goleak"
 
 	"latchkey/internal/portal"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // pinned is a tag that names a version: a digit, then more than a major number.
 var pinned = regexp.MustCompile(`:v?\d+\.\d+[\w.-]*$`)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,6 +35,11 @@ func (p Problems) Error() string {
 // Add appends a problem of a named setting.
 func (p *Problems) Add(name, format string, args ...any) {
 	*p = append(*p, name+": "+fmt.Sprintf(format, args...))
+}
+
+// Has tells whether a setting has been complained of.
+func (p Problems) Has(name string) bool {
+	return slices.ContainsFunc(p, func(s string) bool { return strings.HasPrefix(s, name+":") })
 }
 
 // Load fills the struct that dst points to. Fields are processed one by one, because envconfig

@@ -7,7 +7,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // settings has a field of each type in use. Its names are nobody else's; tests set them by
 // t.Setenv, so they do not run in parallel.

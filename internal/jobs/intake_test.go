@@ -221,3 +221,23 @@ func TestBatchIsOneJob(t *testing.T) {
 		t.Errorf("%d events stored, want 50", n)
 	}
 }
+
+// Requests as large as the stream takes, more of them than a NATS server keeps for one client
+// (64 MB): they are fetched a few at a time and rejected, and the connection lives.
+func TestLargeMessagesDoNotCutTheConnection(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	body := []byte(strings.Repeat("x", 950_000))
+	const n = 100
+	for range n {
+		w.publish("test", body)
+	}
+	w.startIntake(w.intake)
+	w.drained()
+	if dead := w.stored(DeadStream); dead != n {
+		t.Errorf("%d dead letters of %d requests", dead, n)
+	}
+	if reconnects := w.nc.Stats().Reconnects; reconnects != 0 {
+		t.Errorf("the connection was cut %d times", reconnects)
+	}
+}

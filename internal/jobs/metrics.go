@@ -32,6 +32,11 @@ func newIntakeMetrics(reg prometheus.Registerer) *intakeMetrics {
 		batches:  prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_intake_batches_total", Help: "Transactions that intake committed."}),
 		failed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_intake_failures_total", Help: "Batches given back to JetStream because the database did not take them."}),
 	}
+	// Present from the start, or the first rejection of a kind makes no rate.
+	for _, result := range []string{"issued", "duplicate", "redelivered", string(InvalidJSON), string(TooLarge), string(InvalidField),
+		string(IDConflict), string(Expired), string(DeliveryUnavailable), string(ModeMismatch)} {
+		m.requests.WithLabelValues(result)
+	}
 	if reg != nil {
 		reg.MustRegister(m.requests, m.batches, m.failed)
 	}

@@ -87,6 +87,9 @@ var (
 	templatePattern = regexp.MustCompile(`^[a-z0-9_]{1,40}$`)
 )
 
+// ValidSource tells whether a source can be one; it is a token of the subject too.
+func ValidSource(s string) bool { return sourcePattern.MatchString(s) }
+
 // ParseRequest reads and checks a request. The error is a *Rejection; the request that comes
 // with one is what could be read, its ID set only where that is a valid id.
 func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
@@ -277,7 +280,7 @@ func (r *Request) check(rules Rules, now time.Time) error {
 		return field("$.id", "is required: the key by which a repeat is recognised", "")
 	case r.Source == "":
 		return field("$.source", "is required", "")
-	case !sourcePattern.MatchString(r.Source):
+	case !ValidSource(r.Source):
 		return field("$.source", "must match [a-z0-9_-]{1,40}", characters(r.Source))
 	case r.Session == nil:
 		return field("$.session", "is required: the body of Stripe's POST /v1/billing_portal/sessions", "")

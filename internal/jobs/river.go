@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -80,7 +81,7 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 		SoftStopTimeout:             5 * time.Second,
 		ReindexerSchedule:           river.NeverSchedule(), // the worker's role does not own River's indexes
 		ErrorHandler:                &jobErrors{log: cfg.Log},
-		Logger:                      slog.New(levelHandler{cfg.Log.Handler()}),
+		Logger:                      slog.New(&riverLog{Handler: cfg.Log.Handler(), seen: &seenLines{at: map[string]time.Time{}}}),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("river: %w", err)
@@ -151,14 +152,44 @@ func (h *jobErrors) HandlePanic(_ context.Context, job *rivertype.JobRow, val an
 	return nil
 }
 
-// levelHandler lets River's own log through from warnings on: at info it tells of each election.
-type levelHandler struct{ slog.Handler }
+// riverLog lets River's own log through from warnings on (at info it tells of each election), and
+// each of its messages at most once in riverLogEvery: while the database is away it polls on, and
+// every poll would be a line.
+type riverLog struct {
+	slog.Handler
+	seen *seenLines
+}
 
-func (h levelHandler) Enabled(ctx context.Context, l slog.Level) bool {
+const riverLogEvery = 10 * time.Second
+
+type seenLines struct {
+	mu sync.Mutex
+	at map[string]time.Time // messages are River's own words, so there are few
+}
+
+// Enabled is the level's part.
+func (h *riverLog) Enabled(ctx context.Context, l slog.Level) bool {
 	return l >= slog.LevelWarn && h.Handler.Enabled(ctx, l)
 }
 
-func (h levelHandler) WithAttrs(a []slog.Attr) slog.Handler {
-	return levelHandler{h.Handler.WithAttrs(a)}
+// Handle drops repeats.
+func (h *riverLog) Handle(ctx context.Context, r slog.Record) error {
+	h.seen.mu.Lock()
+	again := r.Time.Sub(h.seen.at[r.Message]) < riverLogEvery
+	if !again {
+		h.seen.at[r.Message] = r.Time
+	}
+	h.seen.mu.Unlock()
+	if again {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
 }
-func (h levelHandler) WithGroup(n string) slog.Handler { return levelHandler{h.Handler.WithGroup(n)} }
+
+// WithAttrs keeps the wrapping.
+func (h *riverLog) WithAttrs(a []slog.Attr) slog.Handler {
+	return &riverLog{h.Handler.WithAttrs(a), h.seen}
+}
+
+// WithGroup keeps the wrapping.
+func (h *riverLog) WithGroup(n string) slog.Handler { return &riverLog{h.Handler.WithGroup(n), h.seen} }

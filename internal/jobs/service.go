@@ -73,6 +73,7 @@ type Happening struct {
 	At     time.Time      `json:"at"`
 	Kind   portal.Kind    `json:"kind"`
 	ID     uuid.UUID      `json:"id"`
+	Click  uuid.UUID      `json:"click_id,omitzero"` // the reference that an error page shows
 	Detail map[string]any `json:"detail"`
 }
 
@@ -280,7 +281,7 @@ func (s *Service) rejected(ctx context.Context, requestID string) (any, error) {
 func timeline(rows []portal.AuditEvent) []Happening {
 	out := make([]Happening, len(rows))
 	for i, row := range rows {
-		out[i] = Happening{At: row.At.UTC(), Kind: row.Kind, ID: row.ID, Detail: row.Detail}
+		out[i] = Happening{At: row.At.UTC(), Kind: row.Kind, ID: row.ID, Click: row.ClickID, Detail: row.Detail}
 	}
 	return out
 }

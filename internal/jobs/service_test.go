@@ -324,3 +324,19 @@ func TestServiceStopsAfterWhatIsInFlight(t *testing.T) {
 	must(t, <-stopped)
 	w.wantTotal(total{links: n, issued: n})
 }
+
+// Whoever holds a link can open it as often as they like: its status still fits into an answer,
+// and what happened beside the openings is in it.
+func TestServiceGetOfALinkOpenedTenThousandTimes(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.serveLinks()
+	link := w.issue(request("busy"))
+	w.exec(`INSERT INTO audit_events (id, at, kind, link_id, request_id, detail)
+		SELECT gen_random_uuid(), now() + n * interval '1 second', 'link.opened', $1, 'busy', '{"verdict": "scanner"}' FROM generate_series(1, 10000) n`, link.ID)
+	var status Status
+	w.answer(GetSubject, []byte(`{"id": "busy"}`), &status)
+	if len(status.Timeline) != timelineRows || status.Omitted != 10001-timelineRows || status.Timeline[0].Kind != portal.LinkIssued {
+		t.Errorf("%d rows, %d omitted, first %s", len(status.Timeline), status.Omitted, status.Timeline[0].Kind)
+	}
+}

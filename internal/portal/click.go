@@ -52,6 +52,12 @@ func (s *ClickServer) Init(reg prometheus.Registerer) *ClickServer {
 	s.clicks = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "latchkey_clicks_total", Help: "Presses of the button by how they ended.",
 	}, []string{"outcome"})
+	// Present from the start, or the first failure of a kind makes no rate to be alarmed by.
+	for _, outcome := range []string{"created", "unrecorded", "in_progress", string(StateExpired), string(StateRevoked), string(StateUsedUp),
+		string(CodeUnavailable), string(CodeTimeout), string(CodeRateLimited), string(CodeConflict), string(CodeCustomerGone),
+		string(CodeNotConfigured), string(CodeFeatureOff), string(CodeBadKey), string(CodeInvalidRequest), string(CodeBadSessionURL), string(CodeInterrupted)} {
+		s.clicks.WithLabelValues(outcome)
+	}
 	if reg != nil {
 		reg.MustRegister(s.requests, s.clicks)
 	}

@@ -72,7 +72,9 @@ func Remedy(code SessionCode) string {
 	case CodeFeatureOff:
 		return "the flow's feature is off in the portal configuration; switch it on or change the request"
 	case CodeBadKey:
-		return "Stripe refuses STRIPE_API_KEY; it needs write permission for the customer portal (worker check tells)"
+		return "Stripe refuses STRIPE_API_KEY: at 401 it is wrong or was revoked, at 403 it lacks write permission for the customer portal"
+	case CodeBadSessionURL:
+		return "Stripe answered with a URL that is not https; is STRIPE_API_BASE what it should be?"
 	}
 	if (&SessionError{Code: code}).Retryable() {
 		return "Stripe did not answer as it should; it may later"

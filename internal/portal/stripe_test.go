@@ -301,7 +301,7 @@ func TestKeyMode(t *testing.T) {
 	t.Parallel()
 	for key, want := range map[string][2]bool{
 		"sk_live_x": {true, true}, "rk_live_x": {true, true}, "sk_test_x": {false, true}, "rk_test_x_y": {false, true},
-		"": {}, "sk": {}, "sk_live": {}, "whsec_x": {}, "sk_prod_x": {},
+		"": {}, "sk": {}, "sk_live": {}, "whsec_x": {}, "sk_prod_x": {}, "pk_live_x": {}, "foo_test_x": {},
 	} {
 		if live, known := KeyMode(key); live != want[0] || known != want[1] {
 			t.Errorf("%q: live %t, known %t", key, live, known)

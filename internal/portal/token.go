@@ -122,6 +122,19 @@ func (k *Keyring) Sign(keyID byte, link uuid.UUID) (string, error) {
 	return base64.RawURLEncoding.EncodeToString(raw[:]), nil
 }
 
+// TokenLinkID reads the link's id off a link's URL or token without any key, so without knowing
+// that the token is valid: for a support agent who has the link and wants its status.
+func TokenLinkID(s string) (uuid.UUID, bool) {
+	if _, after, ok := strings.Cut(s, "/l/"); ok {
+		s = leadingToken(after)
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(raw) != tokenRawLen || raw[0] != tokenVersion {
+		return uuid.Nil, false
+	}
+	return uuid.UUID(raw[2:18]), true
+}
+
 // Verify returns the link that a token names, or ErrToken.
 func (k *Keyring) Verify(token string) (uuid.UUID, error) {
 	var raw [tokenRawLen]byte
