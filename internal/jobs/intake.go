@@ -15,13 +15,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// A batch is what waits, at most intakeBatch; the first message of one waits at most
-// intakeLinger for company.
+// A batch is what waits, at most intakeBatch. It ends when nothing has followed for intakeLinger,
+// and after intakeLingerMax at the latest, so that a trickle is not held up.
 const (
-	intakeBatch  = 500
-	intakeBytes  = 8 << 20 // above the largest message that the stream takes
-	intakeLinger = time.Millisecond
-	intakeLoops  = 2
+	intakeBatch     = 500
+	intakeBytes     = 8 << 20 // above the largest message that the stream takes
+	intakeWait      = time.Second
+	intakeLinger    = time.Millisecond
+	intakeLingerMax = 10 * time.Millisecond
+	intakeLoops     = 2
 	// A transaction that waits (a lock, a connection half dead) is given up well within AckWait,
 	// or the redelivery would join the wait.
 	intakeDeadline = 10 * time.Second
@@ -56,13 +58,13 @@ func (in *Intake) Run(ctx context.Context) error {
 	return nil
 }
 
-// loop fetches and serves batches. The iterator outlives reconnections; when it fails for good
-// (the consumer was deleted), a new consumer and iterator take its place.
+// loop fetches and serves batches; when fetching fails for good (the consumer was deleted), with a
+// new consumer.
 func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 	for ctx.Err() == nil {
-		err := in.consume(ctx, consumer)
-		if ctx.Err() != nil {
-			return
+		err := in.fetch(ctx, consumer)
+		if err == nil {
+			continue
 		}
 		in.Log.Warn("intake lost its consumer and makes it anew", "error", err)
 		if !sleep(ctx, time.Second) {
@@ -74,47 +76,48 @@ func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 	}
 }
 
-func (in *Intake) consume(ctx context.Context, consumer jetstream.Consumer) error {
+// fetch asks once for a batch and serves what comes, until the request is filled or has expired.
+// A request always runs to its end, at most intakeWait, so a stop leaves no message on its way to
+// nobody. (Not Consumer.Messages: with a limit of bytes, its buffer has no place for the server's
+// notices beside the messages, and drops messages that then wait for their redelivery.)
+func (in *Intake) fetch(ctx context.Context, consumer jetstream.Consumer) error {
 	// Bytes too: messages of a megabyte, five hundred at once, are more than the server keeps for
 	// a client before it cuts the connection, and events and answers go over the same one.
-	it, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(intakeBatch, intakeBytes))
+	fetched, err := consumer.Fetch(intakeBatch, jetstream.FetchMaxBytes(intakeBytes), jetstream.FetchMaxWait(intakeWait))
 	if err != nil {
 		return fmt.Errorf("fetch requests: %w", err)
 	}
-	defer it.Stop()
-	// Drain makes Next hand over what is buffered and then end.
-	defer context.AfterFunc(ctx, it.Drain)()
-	for {
-		batch, err := collect(it)
-		if len(batch) > 0 {
-			// Detached: what was fetched before the stop is served, not given back.
-			in.serve(context.WithoutCancel(ctx), ctx, batch)
-		}
-		if err != nil {
-			return err
-		}
+	for batch := collect(fetched.Messages()); len(batch) > 0; batch = collect(fetched.Messages()) {
+		// Detached: what was fetched before the stop is served, not given back.
+		in.serve(context.WithoutCancel(ctx), ctx, batch)
 	}
+	return fetched.Error()
 }
 
-// collect waits for one message and takes along what follows within the linger.
-func collect(it jetstream.MessagesContext) ([]jetstream.Msg, error) {
-	first, err := it.Next()
-	if err != nil {
-		return nil, err
+// collect waits for one message and takes along what follows close behind it. It returns nothing
+// once the request has ended.
+func collect(msgs <-chan jetstream.Msg) []jetstream.Msg {
+	first, ok := <-msgs
+	if !ok {
+		return nil
 	}
 	batch := []jetstream.Msg{first}
-	deadline := time.Now().Add(intakeLinger)
+	deadline := time.Now().Add(intakeLingerMax)
+	gap := time.NewTimer(intakeLinger)
+	defer gap.Stop()
 	for len(batch) < intakeBatch {
-		msg, err := it.Next(jetstream.NextMaxWait(max(time.Until(deadline), time.Microsecond)))
-		if errors.Is(err, nats.ErrTimeout) {
-			return batch, nil
+		select {
+		case msg, ok := <-msgs:
+			if !ok {
+				return batch
+			}
+			batch = append(batch, msg)
+			gap.Reset(min(intakeLinger, time.Until(deadline)))
+		case <-gap.C:
+			return batch
 		}
-		if err != nil {
-			return batch, err
-		}
-		batch = append(batch, msg)
 	}
-	return batch, nil
+	return batch
 }
 
 // serve issues a batch and then tells JetStream. Until the commit nothing is acknowledged; after

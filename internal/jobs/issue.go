@@ -201,7 +201,7 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	}
 	slices.SortFunc(batch, func(a, b *Item) int { return cmp.Compare(a.Link.RequestID, b.Link.RequestID) })
 	n := len(batch)
-	ids, hashes := make([]uuid.UUID, n), make([][]byte, n)
+	ids, hashes := make([][16]byte, n), make([][]byte, n) // ids as bytes: pgx would take a uuid.UUID by its Value, a string
 	requests, sources, customers := make([]string, n), make([]string, n), make([]string, n)
 	campaigns, accounts := make([]string, n), make([]string, n)
 	sessions, metadata := make([]string, n), make([]string, n)
@@ -296,9 +296,8 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	if err != nil {
 		return err
 	}
-	var events []portal.AuditEvent
+	var fresh, derived []portal.AuditEvent
 	var publish []portal.IDRange
-	issued := 0
 	for _, item := range items {
 		e := portal.AuditEvent{ID: item.MessageID, At: now, RequestID: item.Request.ID}
 		switch {
@@ -312,19 +311,20 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 			e.Kind, e.LinkID = portal.RequestDuplicate, item.Link.ID
 			publish = append(publish, portal.OneID(e.ID))
 		default:
-			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(issued)
-			issued++
+			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
+			fresh = append(fresh, e)
+			continue
 		}
-		events = append(events, e)
+		derived = append(derived, e)
 	}
 	// By id, as links go in by request id: the ids of rejections and duplicates are the messages'
 	// own, and two workers that serve the same ones in another order must not wait for each other.
-	slices.SortFunc(events, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	if err := portal.InsertAudit(ctx, tx, events); err != nil {
+	slices.SortFunc(derived, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	if err := errors.Join(portal.InsertAudit(ctx, tx, fresh), portal.InsertAuditOnce(ctx, tx, derived)); err != nil {
 		return err
 	}
-	if issued > 0 {
-		publish = append(publish, portal.IDRange{First: ids.First, Last: ids.At(issued - 1)})
+	if len(fresh) > 0 {
+		publish = append(publish, portal.IDRange{First: ids.First, Last: ids.At(len(fresh) - 1)})
 	}
 	if len(publish) == 0 {
 		return nil

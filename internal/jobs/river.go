@@ -69,12 +69,13 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
 	client, err := river.NewClient(riverpgxv5.New(cfg.Pool), &river.Config{
 		Queues: map[string]river.QueueConfig{
-			queueEvents:      {MaxWorkers: eventWorkers, FetchCooldown: fetchCooldown, FetchPollInterval: fetchPollInterval},
+			queueEvents:      {MaxWorkers: eventWorkers, FetchPollInterval: fetchPollInterval},
 			queueMaintenance: {MaxWorkers: 1},
 		},
 		Workers: workers,
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(sweepEvery),
 			func() (river.JobArgs, *river.InsertOpts) { return SweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
+		FetchCooldown:               fetchCooldown, // the client's, not the queue's: inserting goes by it when it notifies
 		CompletedJobRetentionPeriod: completedJobsKept,
 		JobTimeout:                  jobTimeout,
 		RescueStuckJobsAfter:        rescueAfter,

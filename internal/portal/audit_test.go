@@ -66,7 +66,7 @@ func TestWorkersRole(t *testing.T) {
 }
 
 func (b *bundle) insert(events ...AuditEvent) error {
-	return pgx.BeginFunc(b.t.Context(), b.pool, func(tx pgx.Tx) error { return InsertAudit(b.t.Context(), tx, events) })
+	return pgx.BeginFunc(b.t.Context(), b.pool, func(tx pgx.Tx) error { return InsertAuditOnce(b.t.Context(), tx, events) })
 }
 
 func TestInsertAuditTwice(t *testing.T) {

@@ -78,9 +78,26 @@ func (c *Client) Send(ctx context.Context, m Message) (sequence uint64, err erro
 // SendAndWait stores a request and waits, until ctx ends, for its link, or its rejection as a
 // *ServiceError. It listens before it sends, so it can't miss an answer.
 func (c *Client) SendAndWait(ctx context.Context, m Message) (*jobs.IssuedData, error) {
-	answers := make(chan *nats.Msg, 1024)
+	type result struct {
+		link *jobs.IssuedData
+		err  error
+	}
+	found := make(chan result, 1)
+	var sequence uint64 // of the request; a rejection names it, and may come before we know it
+	sent := make(chan struct{})
+	hear := func(msg *nats.Msg) {
+		<-sent
+		if link, mine, err := answer(msg, m.ID, sequence); mine {
+			select {
+			case found <- result{link, err}:
+			default: // a repeat
+			}
+		}
+	}
 	for _, subject := range []string{notify.SubjectPrefix + string(portal.LinkIssued), jobs.DeadPrefix + ">"} {
-		sub, err := c.nc.ChanSubscribe(subject, answers)
+		// A callback, not a channel of ours: the client keeps half a million messages for it, and a
+		// campaign's links come in bursts.
+		sub, err := c.nc.Subscribe(subject, hear)
 		if err != nil {
 			return nil, fmt.Errorf("listen for the answer: %w", err)
 		}
@@ -89,19 +106,17 @@ func (c *Client) SendAndWait(ctx context.Context, m Message) (*jobs.IssuedData, 
 	if err := c.nc.FlushWithContext(ctx); err != nil {
 		return nil, fmt.Errorf("listen for the answer: %w", err)
 	}
-	sequence, err := c.Send(ctx, m)
+	var err error
+	sequence, err = c.Send(ctx, m)
+	close(sent)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		select {
-		case msg := <-answers:
-			if link, done, err := answer(msg, m.ID, sequence); done {
-				return link, err
-			}
-		case <-ctx.Done():
-			return nil, ErrNoAnswer
-		}
+	select {
+	case r := <-found:
+		return r.link, r.err
+	case <-ctx.Done():
+		return nil, ErrNoAnswer
 	}
 }
 
