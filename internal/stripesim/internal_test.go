@@ -63,7 +63,7 @@ func FuzzCreate(f *testing.F) {
 	sim := New(Config{})
 	f.Fuzz(func(t *testing.T, body string) {
 		if strings.Contains(body, "customer") && magicOf(customerOf(mustForm(body))) != nil {
-			t.Skip("a scenario")
+			return // a scenario of its own
 		}
 		r := httptest.NewRequest(http.MethodPost, "/v1/billing_portal/sessions", strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
