@@ -91,8 +91,8 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	issuer := &jobs.Issuer{Pool: pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
 	stripe := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL, Registerer: reg})
 	defer stripe.Close()
-	abort, abortStripe := context.WithCancel(context.WithoutCancel(ctx))
-	defer abortStripe()
+	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
+	defer abortClicks()
 	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, TrustedProxies: cfg.proxies, Log: log, Abort: abort,
 		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
 
@@ -122,28 +122,16 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		ready()
 	}
 
-	var cause error
-	select {
-	case <-ctx.Done():
-		log.Info("stopping")
-	case cause = <-r.failed:
-		log.Error("a part failed; stopping", "error", cause)
-	}
+	cause := r.untilDone(ctx)
 	admin.ready.Store(false)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
-	defer time.AfterFunc(stripeStopTime, abortStripe).Stop()
+	defer time.AfterFunc(stripeStopTime, abortClicks).Stop()
 	stopIntake()
 	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
 	// worker's.
 	jobsStopped := make(chan error, 1)
-	go func() {
-		if !cfg.has(roleJobs) {
-			jobsStopped <- nil
-			return
-		}
-		jobsStopped <- river.Stop(stopCtx)
-	}()
+	go func() { jobsStopped <- river.Stop(stopCtx) }()
 	err = errors.Join(cause, clickServer.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")
@@ -269,6 +257,18 @@ type running struct {
 	log    *slog.Logger
 	parts  sync.WaitGroup
 	failed chan error
+}
+
+// untilDone returns nil when the stop is asked for, or the error of a part that failed.
+func (r *running) untilDone(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		r.log.Info("stopping")
+		return nil
+	case err := <-r.failed:
+		r.log.Error("a part failed; stopping", "error", err)
+		return err
+	}
 }
 
 func (r *running) start(name string, f func() error) {
