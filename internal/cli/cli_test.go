@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/goleak"
 )
 
 // helperVar makes this test binary the command whose exit codes are looked at.
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(helperVar) != "" {
 		os.Exit(Main(testTree()))
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 func testTree() *cobra.Command {

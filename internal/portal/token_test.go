@@ -41,7 +41,7 @@ func vectors(t testing.TB) (list []vector) {
 }
 
 // Invariant 3: the token follows from the link's id and the key that the row names, for ever.
-func TestTokenVectors(t *testing.T) {
+func TestInvariant3TokenVectors(t *testing.T) {
 	t.Parallel()
 	for _, v := range vectors(t) {
 		ring := parseKeys(t, v.Keys)
@@ -58,7 +58,7 @@ func TestTokenVectors(t *testing.T) {
 }
 
 // Invariant 3: a rotation of keys leaves outstanding links valid, until their key is taken out.
-func TestTokenRotation(t *testing.T) {
+func TestInvariant3RotationKeepsLinks(t *testing.T) {
 	t.Parallel()
 	const next = "8:Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA="
 	before, after, later := parseKeys(t, testKeys), parseKeys(t, next+","+testKeys), parseKeys(t, next)
