@@ -223,6 +223,22 @@ func (d *deployment) number(sql string, args ...any) (n int) {
 	return n
 }
 
+// holdLinks makes the database stand still for whoever touches links, until release or the end of
+// the test.
+func (d *deployment) holdLinks() (release func()) {
+	d.t.Helper()
+	lock, err := d.pool.Begin(d.t.Context())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	release = func() { _ = lock.Rollback(context.Background()) } // a second time it does nothing
+	d.t.Cleanup(release)
+	if _, err := lock.Exec(d.t.Context(), `LOCK TABLE links`); err != nil {
+		d.t.Fatal(err)
+	}
+	return release
+}
+
 // until waits for a condition that something else brings about.
 func (d *deployment) until(what string, met func() bool) {
 	d.t.Helper()

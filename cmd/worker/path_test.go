@@ -133,23 +133,14 @@ func (d *deployment) redeliver(t *testing.T) {
 	if _, err := js.UpdateConsumer(d.soon(), jobs.RequestsStream, impatient); err != nil {
 		t.Fatal(err)
 	}
-	lock, err := d.pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = lock.Rollback(context.Background()) }()
-	if _, err := lock.Exec(t.Context(), `LOCK TABLE links`); err != nil {
-		t.Fatal(err)
-	}
+	release := d.holdLinks()
 	if _, err := d.producer.Send(d.soon(), d.message(request("redelivered"))); err != nil {
 		t.Fatal(err)
 	}
 	d.until("three transactions to wait with the same message", func() bool {
 		return d.number(`SELECT count(*) FROM pg_locks WHERE relation = 'links'::regclass AND NOT granted`) >= 3
 	})
-	if err := lock.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	d.until("the message to be acknowledged", func() bool {
 		info, err := consumer.Info(t.Context())
 		return err == nil && info.NumAckPending == 0 && info.NumPending == 0 && info.NumRedelivered == 0

@@ -28,8 +28,8 @@ import (
 // Deadlines of a stop: all of it within 15 s. A click that waits, for Stripe or for the database,
 // gets the first part of it; then the wait is cut and the outcome written down as interrupted.
 const (
-	stopDeadline   = 14 * time.Second
-	stripeStopTime = 6 * time.Second
+	stopDeadline  = 14 * time.Second
+	clickStopTime = 6 * time.Second
 )
 
 // publishAckTimeout is longer than a publish job waits.
@@ -126,7 +126,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	admin.ready.Store(false)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
-	defer time.AfterFunc(stripeStopTime, abortClicks).Stop()
+	defer time.AfterFunc(clickStopTime, abortClicks).Stop()
 	stopIntake()
 	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
 	// worker's.

@@ -105,14 +105,7 @@ func TestStopWhileTheDatabaseStandsStill(t *testing.T) {
 	d := deploy(t)
 	p := d.serve()
 	link := d.link(request("before"))
-	lock, err := d.pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = lock.Rollback(context.Background()) }()
-	if _, err := lock.Exec(t.Context(), `LOCK TABLE links`); err != nil {
-		t.Fatal(err)
-	}
+	release := d.holdLinks()
 	if _, err := d.producer.Send(d.soon(), d.message(request("behind the lock"))); err != nil {
 		t.Fatal(err)
 	}
@@ -128,9 +121,7 @@ func TestStopWhileTheDatabaseStandsStill(t *testing.T) {
 		t.Errorf("exit %d:\n%s", code, tail(p.out.String()))
 	}
 	press.Wait()
-	if err := lock.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	d.start()
 	d.until("the request to become a link", func() bool { return d.number(`SELECT count(*) FROM links`) == 2 })
 }

@@ -37,7 +37,7 @@ type ClickServer struct {
 	Pages          *Pages
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
-	Abort          context.Context // when it ends, calls to Stripe are cut: the process stops
+	Abort          context.Context // when it ends, clicks that wait are cut: the process stops
 
 	requests *prometheus.CounterVec
 	clicks   *prometheus.CounterVec
