@@ -84,7 +84,7 @@ func TestUpTwice(t *testing.T) {
 	if err != nil || !slices.Equal(done, all) {
 		t.Errorf("done %+v, status %+v (%v)", done, all, err)
 	}
-	if last := all[len(all)-1]; last.Line != "latchkey" || last.Name != "00001_links_and_audit.sql" || all[0].Line != "river" {
+	if last := all[len(all)-1]; last.Line != "latchkey" || last.Name != "00002_line.sql" || all[0].Line != "river" {
 		t.Errorf("steps %+v", all)
 	}
 	if again := up(t, pool); len(again) != 0 {
@@ -183,7 +183,7 @@ func TestCheckOfAHalfMigratedDatabase(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `DROP TABLE links`); err != nil {
 		t.Fatal(err)
 	}
-	if rest := up(t, pool); len(rest) != 1 || rest[0].Line != "latchkey" {
+	if rest := up(t, pool); len(rest) != 2 || rest[0].Line != "latchkey" {
 		t.Errorf("the second Up did %+v", rest)
 	}
 	if err := Check(t.Context(), pool); err != nil {
@@ -298,5 +298,21 @@ func TestRightsOnRiversTables(t *testing.T) {
 		return nil
 	}); err != nil || !slices.Contains(names, "river_job") {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// What was open when the release before this one stopped is the sweeper's within a minute.
+func TestOpenClicksOfTheReleaseBefore(t *testing.T) {
+	t.Parallel()
+	pool, _ := setup(t)
+	up(t, pool)
+	if _, err := pool.Exec(t.Context(), `INSERT INTO links (id, request_id, request_hash, published_at, source, stripe_customer, session, key_id, created_at, expires_at)
+		VALUES (gen_random_uuid(), 'r', sha256('x'), now(), 's', 'cus_x', '{}', 1, now(), now() + interval '1 hour');
+		INSERT INTO clicks (id, link_id, started_at) SELECT gen_random_uuid(), id, now() FROM links`); err != nil {
+		t.Fatal(err)
+	}
+	var soon bool
+	if err := pool.QueryRow(t.Context(), `SELECT open_until BETWEEN now() AND now() + interval '1 minute' AND ticket IS NULL FROM clicks`).Scan(&soon); err != nil || !soon {
+		t.Errorf("open_until of a click that names none: soon %t (%v)", soon, err)
 	}
 }

@@ -20,6 +20,7 @@ type Kind string
 const (
 	LinkIssued     Kind = "link.issued"
 	LinkOpened     Kind = "link.opened"
+	LinkRenewed    Kind = "link.renewed"
 	LinkRevoked    Kind = "link.revoked"
 	SessionCreated Kind = "session.created"
 	SessionFailed  Kind = "session.failed"

@@ -19,6 +19,9 @@ type Link struct {
 	Customer         string // session.customer or session.customer_account
 	StripeAccount    string // connected account; empty = the key's own
 	Session          []byte // JSON of SessionParams
+	Locale           string // session.locale; empty = none
+	Flow             string // session.flow_data.type; empty = none
+	Renewable        bool   // it was delivered by email, so it can be asked for again
 	Metadata         []byte // JSON object
 	KeyID            byte
 	MaxSessions      int // 0 = no limit
@@ -63,7 +66,8 @@ type Querier interface {
 }
 
 const linkColumns = `id, request_id, source, coalesce(campaign, ''), stripe_customer, coalesce(stripe_account, ''),
-	session, metadata, key_id, coalesce(max_sessions, 0), sessions_created, sessions_reserved,
+	session, coalesce(session->>'locale', ''), coalesce(session->'flow_data'->>'type', ''),
+	coalesce(deliver @> '[{"channel": "email"}]', false), metadata, key_id, coalesce(max_sessions, 0), sessions_created, sessions_reserved,
 	created_at, expires_at, revoked_at`
 
 // LoadLink reads a link by its id, or returns ErrNoLink.
@@ -97,7 +101,7 @@ func scanLink(row pgx.CollectableRow) (*Link, error) {
 	var key int16
 	var revoked *time.Time
 	err := row.Scan(&l.ID, &l.RequestID, &l.Source, &l.Campaign, &l.Customer, &l.StripeAccount,
-		&l.Session, &l.Metadata, &key, &l.MaxSessions, &l.SessionsCreated, &l.SessionsReserved,
+		&l.Session, &l.Locale, &l.Flow, &l.Renewable, &l.Metadata, &key, &l.MaxSessions, &l.SessionsCreated, &l.SessionsReserved,
 		&l.CreatedAt, &l.ExpiresAt, &revoked)
 	l.KeyID = byte(key)
 	if revoked != nil {
