@@ -87,13 +87,16 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	if err != nil {
 		return err
 	}
-	store := &portal.Store{Pool: pool, Publish: river.Publish, Now: time.Now}
+	store := portal.NewStore(pool, river.Publish, time.Now)
 	issuer := &jobs.Issuer{Pool: pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
-	stripe := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL, Registerer: reg})
+	budget := portal.NewBudget(pool, cfg.StripeRate, time.Now, reg)
+	stripe := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
+		Budget: budget, Log: log, Registerer: reg})
 	defer stripe.Close()
 	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
 	defer abortClicks()
-	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, TrustedProxies: cfg.proxies, Log: log, Abort: abort,
+	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(),
+		TrustedProxies: cfg.proxies, Log: log, Abort: abort,
 		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
 
 	r := &running{log: log, failed: make(chan error, 8)}

@@ -68,7 +68,7 @@ func setupOn(t *testing.T, natsURL string) *world {
 	must(t, err)
 	must(t, EnsureStreams(w.ctx, w.js, true))
 	w.river = w.newRiver(w.pool, w.js)
-	w.store = &portal.Store{Pool: w.pool, Publish: w.river.Publish, Now: time.Now}
+	w.store = portal.NewStore(w.pool, w.river.Publish, time.Now)
 	w.issuer = w.newIssuer(w.pool)
 	w.intake = NewIntake(w.js, w.issuer, w.log, nil)
 	return w

@@ -27,12 +27,12 @@ func (w *world) everythingHappens() *portal.Link {
 	visitor := &portal.Visitor{IP: netip.MustParseAddr("203.0.113.7"), UserAgent: "Mail/1.0"}
 	must(w.t, w.store.Opened(w.ctx, link, map[string]any{"verdict": "person"}, visitor))
 	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_2"}} {
-		click, err := w.store.StartClick(w.ctx, link, visitor)
-		must(w.t, err)
+		click := uuid.New()
+		must(w.t, w.store.StartClick(w.ctx, link, click, nil, visitor))
 		session := portal.Session{ID: "bps_1", URL: "https://billing.example.com/secret", RequestID: "req_1"}
 		must(w.t, w.store.EndClick(w.ctx, link, click, session, cause))
 	}
-	must(w.t, w.store.Denied(w.ctx, link, "used_up", visitor))
+	must(w.t, w.store.Denied(w.ctx, link, uuid.Nil, map[string]any{"reason": "used_up"}, visitor))
 	_, err := w.store.Revoke(w.ctx, portal.Revocation{LinkID: link.ID.String(), By: "jo", Reason: "test"})
 	must(w.t, err)
 	return link

@@ -36,12 +36,8 @@ const (
 	rescueAfter       = 30 * time.Second // a job whose worker was killed runs again after this and at most a round of River's rescuer
 )
 
-// sweepEvery is how often open clicks are looked for, and abandonedAfter how old they must be:
-// more than twice what the longest click takes (Stripe's 10 s and three transactions).
-const (
-	sweepEvery     = 15 * time.Second
-	abandonedAfter = time.Minute
-)
+// sweepEvery is how often clicks are looked for that are open past their time.
+const sweepEvery = 15 * time.Second
 
 // River is the job queue: a client that inserts, and, after Start, works.
 type River struct {
@@ -65,7 +61,7 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	m := newMetrics(cfg.Metrics)
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &publishWorker{pool: cfg.Pool, js: cfg.JetStream, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
-	store := &portal.Store{Pool: cfg.Pool, Publish: r.Publish, Now: cfg.Now}
+	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
 	client, err := river.NewClient(riverpgxv5.New(cfg.Pool), &river.Config{
 		Queues: map[string]river.QueueConfig{
@@ -129,7 +125,7 @@ type sweepWorker struct {
 // Work closes all that is open and old enough.
 func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[SweepArgs]) error {
 	for {
-		n, err := w.store.Sweep(ctx, w.store.Now().Add(-abandonedAfter))
+		n, err := w.store.Sweep(ctx)
 		if err != nil || n == 0 {
 			return err
 		}

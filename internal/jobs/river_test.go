@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"latchkey/internal/portal"
 )
 
@@ -13,17 +15,16 @@ import (
 func TestSweeperRunsAtStart(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
-	link := w.issue(request("r1", "max_sessions", 3))
-	past := &portal.Store{Pool: w.pool, Publish: w.river.Publish, Now: func() time.Time { return time.Now().Add(-2 * abandonedAfter) }}
+	old, young := w.issue(request("r1")), w.issue(request("r2"))
+	past := portal.NewStore(w.pool, w.river.Publish, func() time.Time { return time.Now().Add(-2 * time.Minute) })
 	// The link of a click that old must have been there by then.
 	w.exec(`UPDATE links SET created_at = created_at - interval '1 hour'`)
-	abandoned, err := past.StartClick(w.ctx, link, nil)
-	must(t, err)
-	running, err := w.store.StartClick(w.ctx, link, nil)
-	must(t, err)
+	abandoned, running := uuid.New(), uuid.New()
+	must(t, past.StartClick(w.ctx, old, abandoned, nil, nil))
+	must(t, w.store.StartClick(w.ctx, young, running, nil, nil))
 	w.startRiver()
 
-	events := w.events(2)
+	events := w.events(3)
 	for _, e := range events {
 		var data struct {
 			Code      portal.SessionCode `json:"code"`
@@ -40,7 +41,7 @@ func TestSweeperRunsAtStart(t *testing.T) {
 	if n := w.count(`SELECT count(*) FROM clicks WHERE id = $1 AND outcome IS NULL`, running); n != 1 {
 		t.Error("the running click was closed")
 	}
-	if n := w.count(`SELECT sessions_reserved FROM links`); n != 1 {
+	if n := w.count(`SELECT sum(sessions_reserved) FROM links`); n != 1 {
 		t.Errorf("%d uses reserved, want 1", n)
 	}
 }

@@ -31,6 +31,15 @@ const (
 	ClickDenied      Kind = "click.denied"
 )
 
+// published tells the kinds of audit rows that are events by themselves.
+func (k Kind) published() bool {
+	switch k {
+	case RequestDuplicate, RequestRejected, ClickStarted, ClickDenied:
+		return false
+	}
+	return true
+}
+
 // AuditEvent is a row of audit_events, and where there is a visitor one of audit_visitors.
 type AuditEvent struct {
 	ID        uuid.UUID
@@ -100,6 +109,7 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict s
 		return nil
 	}
 	batch := &pgx.Batch{}
+	queueVisitors(batch, events)
 	if err := queueAudit(batch, events, conflict); err != nil {
 		return err
 	}
@@ -109,7 +119,7 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict s
 	return nil
 }
 
-// queueAudit puts the inserts of rows into a pipeline.
+// queueAudit puts the insert of rows into a pipeline.
 func queueAudit(batch *pgx.Batch, events []AuditEvent, conflict string) error {
 	n := len(events)
 	var (
@@ -131,16 +141,31 @@ func queueAudit(batch *pgx.Batch, events []AuditEvent, conflict string) error {
 		ids[i], ats[i], kinds[i], details[i] = e.ID, e.At, string(e.Kind), string(detail)
 		links[i], clicks[i] = orNull([16]byte(e.LinkID), [16]byte{}), orNull([16]byte(e.ClickID), [16]byte{})
 		requests[i] = orNull(e.RequestID, "")
-		if e.Visitor != nil {
-			batch.Queue(`INSERT INTO audit_visitors (event_id, at, ip, user_agent) VALUES ($1, $2, $3, $4)
-				ON CONFLICT (event_id) DO NOTHING`, e.ID, e.At, e.Visitor.IP, cleanUserAgent(e.Visitor.UserAgent))
-		}
 	}
 	batch.Queue(`INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
 		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb
 		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[])
 			AS t (id, at, kind, link_id, request_id, click_id, detail)`+conflict, ids, ats, kinds, links, requests, clicks, details)
 	return nil
+}
+
+// queueVisitors puts the insert of the rows' visitors into a pipeline, where there are any.
+func queueVisitors(batch *pgx.Batch, events []AuditEvent) {
+	var ids [][16]byte
+	var ats []time.Time
+	var ips []netip.Addr
+	var agents []string
+	for i := range events {
+		if v := events[i].Visitor; v != nil {
+			ids, ats = append(ids, events[i].ID), append(ats, events[i].At)
+			ips, agents = append(ips, v.IP), append(agents, cleanUserAgent(v.UserAgent))
+		}
+	}
+	if len(ids) > 0 {
+		batch.Queue(`INSERT INTO audit_visitors (event_id, at, ip, user_agent)
+			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[])
+			ON CONFLICT (event_id) DO NOTHING`, ids, ats, ips, agents)
+	}
 }
 
 // LoadAudit reads rows in the order in which they happened. The condition is ours.

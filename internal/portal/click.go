@@ -5,9 +5,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +19,7 @@ import (
 	"github.com/failsafe-go/failsafe-go/retrypolicy"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 )
 
 // Bounds of the click server. Nothing it serves needs a body.
@@ -23,7 +27,7 @@ const (
 	maxHeaderBytes = 16 << 10
 	maxBodyBytes   = 64 << 10
 	readTimeout    = 10 * time.Second
-	writeTimeout   = 45 * time.Second // longer than a slow body, Stripe's deadline and the transactions together
+	writeTimeout   = 60 * time.Second // longer than a slow body, the budget's hold, Stripe's deadline and the transactions together
 	idleTimeout    = 60 * time.Second
 	storeTimeout   = 5 * time.Second
 )
@@ -34,15 +38,26 @@ type ClickServer struct {
 	Keys           *Keyring
 	Store          *Store
 	Stripe         *Stripe
+	Budget         *Budget
 	Pages          *Pages
+	Limits         *Limits
+	Detector       *Detector
+	Renew          RenewFunc
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
 	Abort          context.Context // when it ends, clicks that wait are cut: the process stops
 
 	requests *prometheus.CounterVec
 	clicks   *prometheus.CounterVec
+	verdicts *prometheus.CounterVec
+	limited  *prometheus.CounterVec
 	endRetry failsafe.Executor[any]
+	presses  singleflight.Group // by link
 }
+
+// RenewFunc makes a new link in place of an expired one, and tells whether it did. It is handed
+// down from above, where intake lives.
+type RenewFunc func(ctx context.Context, link uuid.UUID, v *Visitor) (renewed bool, err error)
 
 // Init registers metrics (reg may be nil) and builds what is made once.
 func (s *ClickServer) Init(reg prometheus.Registerer) *ClickServer {
@@ -52,14 +67,20 @@ func (s *ClickServer) Init(reg prometheus.Registerer) *ClickServer {
 	s.clicks = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "latchkey_clicks_total", Help: "Presses of the button by how they ended.",
 	}, []string{"outcome"})
+	s.verdicts = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "latchkey_opens_total", Help: "GET and HEAD of links by verdict: person or scanner.",
+	}, []string{"verdict"})
+	s.limited = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "latchkey_limited_total", Help: "Requests answered 429, by the limit: of forged tokens, or of visits of an address or a link.",
+	}, []string{"limit"})
 	// Present from the start, or the first failure of a kind makes no rate to be alarmed by.
-	for _, outcome := range []string{"created", "unrecorded", "in_progress", string(StateExpired), string(StateRevoked), string(StateUsedUp),
+	for _, outcome := range []string{"created", "unrecorded", "shared", "waiting", "spared", "database_away", string(StateExpired), string(StateRevoked), string(StateUsedUp),
 		string(CodeUnavailable), string(CodeTimeout), string(CodeRateLimited), string(CodeConflict), string(CodeCustomerGone),
 		string(CodeNotConfigured), string(CodeFeatureOff), string(CodeBadKey), string(CodeInvalidRequest), string(CodeBadSessionURL), string(CodeInterrupted)} {
 		s.clicks.WithLabelValues(outcome)
 	}
 	if reg != nil {
-		reg.MustRegister(s.requests, s.clicks)
+		reg.MustRegister(s.requests, s.clicks, s.verdicts, s.limited)
 	}
 	// The outcome of a click that Stripe answered is worth asking the database three times.
 	s.endRetry = failsafe.With(retrypolicy.NewBuilder[any]().
@@ -93,7 +114,7 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			// Neither the panic's value nor the URL: both can hold a token.
 			s.Log.Error("panic while serving a click; please report it with this stack", "type", typeName(p), "stack", string(debug.Stack()))
 			if rec.status == 0 {
-				s.Pages.write(rec, r, answer{page: pageTryAgain, retryAfter: 5})
+				s.Pages.write(rec, r, answer{page: pageTryAgain, retryAfter: 5, refresh: 5})
 			}
 		}
 		s.requests.WithLabelValues(methodLabel(r.Method), strconv.Itoa(rec.status)).Inc()
@@ -124,90 +145,229 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.Pages.write(rec, r, s.answer(r))
 }
 
+// visit is one request that came with a valid token.
+type visit struct {
+	r       *http.Request
+	link    *Link
+	token   string
+	visitor *Visitor
+}
+
 // answer finds the link and lets GET and HEAD look at it and POST use it. The token is checked
-// before anything else, without the database.
+// before anything else, without the database, and the limits count ahead of it too.
 func (s *ClickServer) answer(r *http.Request) answer {
 	rest, ok := strings.CutPrefix(r.URL.Path, "/l/")
 	if !ok {
 		return answer{page: pageNotFound}
 	}
-	token := leadingToken(rest) // the rest is a slash or what a mail gateway appended
+	token := leadingToken(rest)
+	ip := ClientIP(r, s.TrustedProxies)
 	id, err := s.Keys.Verify(token)
-	if err != nil || rest[len(token):] == "/renew" {
+	if err != nil {
+		if after, ok := s.Limits.Forged(ip, s.Store.Now()); !ok {
+			return s.tooMany("forged", after)
+		}
 		return answer{page: pageNotFound}
+	}
+	if after, ok := s.Limits.Visit(ip, id, r.Method, s.Store.Now()); !ok {
+		return s.tooMany("visits", after)
 	}
 	// A phone that lost its connection half-way has still pressed the button: what was begun is
 	// ended and written down, so the work does not hang on the connection.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), stripeDeadline+2*storeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), hold+stripeDeadline+2*storeTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.Abort, cancel)()
-	link, err := LoadLink(ctx, s.Store.Pool, id)
-	switch {
+	v := &visit{r: r, token: token, visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
+	switch v.link, err = s.Store.Link(ctx, id); {
 	case errors.Is(err, ErrNoLink):
 		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", id)
 		return answer{page: pageNotFound}
 	case err != nil:
-		return s.databaseAway(id, r, token, err)
+		v.link = &Link{ID: id}
+		return s.databaseAway(v, uuid.Nil, err)
 	}
-	if r.Method == http.MethodPost {
-		return s.press(ctx, r, link, token)
+	a := s.act(ctx, v, rest[len(token):])
+	a.locale = v.link.Locale
+	return a
+}
+
+// act does what the method and the path behind the token ask for. Anything else there is what a
+// mail gateway appended.
+func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
+	switch v.r.Method {
+	case http.MethodPost:
+		if after, ok := strings.CutPrefix(rest, "/renew"); ok && leadingToken(after) == "" {
+			return s.renew(ctx, v)
+		}
+		return s.press(ctx, v)
+	case http.MethodGet:
+		if after, ok := strings.CutPrefix(rest, "/wait/"); ok {
+			if click, err := s.Keys.VerifyPlace(leadingToken(after), v.link.ID, s.Store.Now()); err == nil {
+				return s.comeBack(ctx, v, click)
+			}
+		}
 	}
-	return s.look(ctx, r, link, token)
+	return s.look(ctx, v)
 }
 
 // look answers GET and HEAD: it changes nothing but the audit.
-func (s *ClickServer) look(ctx context.Context, r *http.Request, link *Link, token string) answer {
-	state := link.StateAt(s.Store.Now())
-	detail := map[string]any{"verdict": verdict(r), "method": r.Method, "state": state}
-	if err := s.Store.Opened(ctx, link, detail, s.visitor(r)); err != nil {
-		return s.databaseAway(link.ID, r, token, err)
+func (s *ClickServer) look(ctx context.Context, v *visit) answer {
+	state := v.link.StateAt(s.Store.Now())
+	verdict := s.Detector.Look(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now())
+	s.verdicts.WithLabelValues(verdict.Verdict).Inc()
+	detail := map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": v.r.Method, "state": state}
+	if err := s.Store.Opened(ctx, v.link, detail, v.visitor); err != nil {
+		return s.databaseAway(v, uuid.Nil, err)
 	}
 	if state != StateLive {
-		return answer{page: gonePage(state)}
+		return s.gone(v, state)
 	}
-	return answer{page: pageConfirm, token: token, expires: link.ExpiresAt}
+	return answer{page: pageConfirm, token: v.token, flow: v.link.Flow, expires: v.link.ExpiresAt}
 }
 
-// verdict tells a person from a machine as far as one request shows it: no person sends HEAD, and
-// a prefetch says so itself.
-func verdict(r *http.Request) string {
-	purpose := r.Header.Get("Sec-Purpose") + r.Header.Get("Purpose") + r.Header.Get("X-Purpose") + r.Header.Get("X-Moz")
-	if r.Method == http.MethodHead || strings.Contains(strings.ToLower(purpose), "prefetch") {
-		return "scanner"
+// press answers POST. Presses of one link at the same time share one session: in this process by
+// waiting for the same answer, and across processes by joining the click that is open.
+func (s *ClickServer) press(ctx context.Context, v *visit) answer {
+	verdict := s.Detector.Press(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now())
+	detail := map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
+	if state := v.link.StateAt(s.Store.Now()); state != StateLive {
+		return s.deny(ctx, v, state, detail)
 	}
-	return "person"
+	if s.Stripe.Spared() {
+		detail["reason"] = "spared"
+		if err := s.Store.Denied(ctx, v.link, uuid.Nil, detail, v.visitor); err != nil {
+			return s.databaseAway(v, uuid.Nil, err)
+		}
+		s.clicks.WithLabelValues("spared").Inc()
+		return s.tryAgain(v, newClickID())
+	}
+	return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, newClickID(), detail) })
 }
 
-// press answers POST: reserve a use and commit click.started, ask Stripe, commit the outcome,
-// redirect. The order is the promise: no session without its click.started, no redirect without
-// its outcome.
-func (s *ClickServer) press(ctx context.Context, r *http.Request, link *Link, token string) answer {
-	if state := link.StateAt(s.Store.Now()); state != StateLive {
-		return s.deny(ctx, r, link, state, token)
+// together lets one press of a link act and gives its answer to those that come meanwhile. Each of
+// them has its row in the audit.
+func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]any, act func() (answer, uuid.UUID)) answer {
+	type result struct {
+		answer answer
+		click  uuid.UUID
 	}
-	click, err := s.Store.StartClick(ctx, link, s.visitor(r))
+	acted := false
+	got, _, _ := s.presses.Do(v.link.ID.String(), func() (any, error) {
+		acted = true
+		a, click := act()
+		return result{a, click}, nil
+	})
+	shared := got.(result)
+	if acted || detail == nil { // a page that comes back by itself is no press
+		return shared.answer
+	}
+	if err := s.share(ctx, v, shared.click, detail); err != nil {
+		return s.databaseAway(v, shared.click, err)
+	}
+	return shared.answer
+}
+
+// share writes down that a press got the session of another one.
+func (s *ClickServer) share(ctx context.Context, v *visit, click uuid.UUID, detail map[string]any) error {
+	detail["reason"] = "shared"
+	s.clicks.WithLabelValues("shared").Inc()
+	return s.Store.Denied(ctx, v.link, click, detail, v.visitor)
+}
+
+// begin starts a click under an id, or joins the one that is open, and serves it.
+func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail map[string]any) (answer, uuid.UUID) {
+	for range 3 { // a click that ended while it was looked for makes room for ours
+		err := s.Store.StartClick(ctx, v.link, id, detail, v.visitor)
+		if err == nil {
+			return s.serve(ctx, v, Click{ID: id}), id
+		}
+		if !errors.Is(err, ErrDenied) {
+			return s.databaseAway(v, id, err), id
+		}
+		now, err := s.Store.Link(ctx, v.link.ID)
+		if err != nil {
+			return s.databaseAway(v, id, err), id
+		}
+		if state := now.StateAt(s.Store.Now()); state != StateLive {
+			return s.deny(ctx, v, state, detail), id
+		}
+		switch open, err := s.Store.OpenClick(ctx, v.link); {
+		case err == nil:
+			if err := s.share(ctx, v, open.ID, detail); err != nil {
+				return s.databaseAway(v, open.ID, err), open.ID
+			}
+			return s.serve(ctx, v, open), open.ID
+		case !errors.Is(err, ErrNoClick):
+			return s.databaseAway(v, id, err), id
+		}
+	}
+	return s.tryAgain(v, id), id
+}
+
+// comeBack answers the GET of a place in the line: the same person's return, by the page's own
+// refresh. It serves the click that the place names. A click that is over is not begun again by
+// a GET: the history of a browser can hold this URL.
+func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answer {
+	if v.link.StateAt(s.Store.Now()) == StateRevoked || s.Detector.Look(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now()).prefetched() {
+		return s.look(ctx, v)
+	}
+	if s.Stripe.Spared() {
+		if err := s.Store.Keep(ctx, id, s.Store.Now().Add(placeKept)); err != nil {
+			return s.databaseAway(v, id, err)
+		}
+		return s.tryAgain(v, id)
+	}
+	click, err := s.Store.Click(ctx, v.link, id)
 	switch {
-	case errors.Is(err, ErrDenied):
-		return s.denyChanged(ctx, r, link, token)
+	case errors.Is(err, ErrNoClick): // Stripe or the database was away when the button was pressed
+		if v.link.StateAt(s.Store.Now()) != StateLive {
+			return s.look(ctx, v)
+		}
+		return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.begin(ctx, v, id, map[string]any{"returned": true}) })
 	case err != nil:
-		return s.databaseAway(link.ID, r, token, err)
+		return s.databaseAway(v, id, err)
+	case click.Outcome != "":
+		return s.look(ctx, v)
 	}
-	log := s.Log.With("link_id", link.ID, "request_id", link.RequestID, "click_id", click)
+	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), id })
+}
 
-	session, err := s.Stripe.CreateSession(ctx, link, click)
+// serve waits for the click's slot, asks Stripe, commits the outcome and redirects. The order is
+// the promise: no session without its click.started, no redirect without its outcome.
+func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
+	left, err := s.Budget.Wait(ctx, v.link.StripeAccount, click)
+	if err != nil {
+		return s.databaseAway(v, click.ID, err)
+	}
+	if left > 0 {
+		s.clicks.WithLabelValues("waiting").Inc()
+		return s.waiting(v, click.ID, left)
+	}
+	log := s.Log.With("link_id", v.link.ID, "request_id", v.link.RequestID, "click_id", click.ID)
+	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
+	if errors.Is(err, ErrSpared) { // it was not asked, so the click may stay open
+		s.clicks.WithLabelValues("spared").Inc()
+		if err := s.Store.Keep(ctx, click.ID, s.Store.Now().Add(placeKept)); err != nil {
+			return s.databaseAway(v, click.ID, err)
+		}
+		return s.tryAgain(v, click.ID)
+	}
 	var cause *SessionError
 	if err != nil && !errors.As(err, &cause) {
 		cause = &SessionError{Code: CodeUnavailable, err: err}
 	}
-	if err := s.end(ctx, link, click, session, cause); err != nil {
-		// The session, if there is one, is dropped: the audit would call this click interrupted
-		// and a limited link would have a use too many. It dies unvisited in five minutes.
+	switch err := s.end(ctx, v.link, click.ID, session, cause); {
+	case errors.Is(err, ErrSwept):
+		log.Warn("a click was closed while Stripe was being asked; its session is dropped")
+		return s.tryAgain(v, newClickID())
+	case err != nil:
+		// The session, if there is one, is not handed out before it is written down. The click is
+		// still open, and a return asks Stripe for the same session again.
 		s.clicks.WithLabelValues("unrecorded").Inc()
-		log.Error("the outcome of a click could not be written; the sweeper will close it as interrupted", "error", err)
-		return answer{page: pageTryAgain, retryAfter: 5, token: token}
-	}
-	if cause != nil {
-		return s.failed(log, cause, click, token)
+		log.Error("the outcome of a click could not be written; unless its person comes back, the sweeper will close it as interrupted", "error", err)
+		return s.tryAgain(v, click.ID)
+	case cause != nil:
+		return s.failed(log, v, cause, click.ID)
 	}
 	s.clicks.WithLabelValues("created").Inc()
 	log.Info("portal session created", "session_id", session.ID, "stripe_request_id", session.RequestID)
@@ -223,61 +383,119 @@ func (s *ClickServer) end(ctx context.Context, link *Link, click uuid.UUID, sess
 	})
 }
 
-// failed maps Stripe's refusal to a page: what may pass is tried again, all else is our fault
-// and carries the click's id as the reference that the audit finds.
-func (s *ClickServer) failed(log *slog.Logger, cause *SessionError, click uuid.UUID, token string) answer {
+// failed maps Stripe's refusal to a page: what may pass is tried again by the page itself, under
+// a new click, all else is our fault and carries the click's id as the reference that the audit
+// finds.
+func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, click uuid.UUID) answer {
 	s.clicks.WithLabelValues(string(cause.Code)).Inc()
 	if cause.Retryable() {
 		log.Warn("no portal session: Stripe may have it later", "code", cause.Code, "stripe_request_id", cause.RequestID, "status", cause.Status)
-		return answer{page: pageTryAgain, retryAfter: 5, token: token}
+		return s.tryAgain(v, newClickID())
 	}
 	log.Error("no portal session: "+Remedy(cause.Code), "code", cause.Code, "stripe_request_id", cause.RequestID, "status", cause.Status)
+	if cause.Code == CodeCustomerGone {
+		return answer{page: pageCustomerGone, reference: click.String()}
+	}
 	return answer{page: pageOurFault, reference: click.String()}
 }
 
 // deny writes click.denied and says why on a page of its own.
-func (s *ClickServer) deny(ctx context.Context, r *http.Request, link *Link, state State, token string) answer {
-	if err := s.Store.Denied(ctx, link, string(state), s.visitor(r)); err != nil {
-		return s.databaseAway(link.ID, r, token, err)
+func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
+	detail["reason"] = string(state)
+	if err := s.Store.Denied(ctx, v.link, uuid.Nil, detail, v.visitor); err != nil {
+		return s.databaseAway(v, uuid.Nil, err)
 	}
 	s.clicks.WithLabelValues(string(state)).Inc()
-	return answer{page: gonePage(state)}
+	return s.gone(v, state)
 }
 
-// denyChanged looks again at a link that changed between its reading and the reservation. Where
-// it is still live, its last uses are with clicks that wait for Stripe.
-func (s *ClickServer) denyChanged(ctx context.Context, r *http.Request, link *Link, token string) answer {
-	now, err := LoadLink(ctx, s.Store.Pool, link.ID)
+func (s *ClickServer) gone(v *visit, state State) answer {
+	a := answer{page: map[State]page{StateExpired: pageExpired, StateRevoked: pageRevoked, StateUsedUp: pageUsedUp}[state]}
+	if state == StateExpired && v.link.Renewable {
+		a.token, a.renewable = v.token, true
+	}
+	return a
+}
+
+// renew answers alike whatever happened, so that nobody learns what became of an address.
+func (s *ClickServer) renew(ctx context.Context, v *visit) answer {
+	renewed, err := s.Renew(ctx, v.link.ID, v.visitor)
 	if err != nil {
-		return s.databaseAway(link.ID, r, token, err)
+		s.Log.Error("an expired link could not be renewed; its owner was told that a new one may come", "link_id", v.link.ID, "error", err)
+	} else {
+		s.Log.Info("an expired link was asked for again", "link_id", v.link.ID, "renewed", renewed)
 	}
-	if state := now.StateAt(s.Store.Now()); state != StateLive {
-		return s.deny(ctx, r, now, state, token)
-	}
-	if err := s.Store.Denied(ctx, link, "in_progress", s.visitor(r)); err != nil {
-		return s.databaseAway(link.ID, r, token, err)
-	}
-	s.clicks.WithLabelValues("in_progress").Inc()
-	return answer{page: pageTryAgain, retryAfter: 3, token: token}
+	return answer{page: pageRenewed}
 }
 
-// databaseAway lets the browser look at the link again by itself, and the person who pressed the
-// button press again: no answer repeats a POST of its own accord.
-func (s *ClickServer) databaseAway(link uuid.UUID, r *http.Request, token string, err error) answer {
-	s.Log.Error("the database did not serve a click", "link_id", link, "error", err)
-	if r.Method == http.MethodPost {
-		return answer{page: pageTryAgain, retryAfter: 5, token: token}
+// Returns of a page that has to come back.
+const (
+	// returnLead is how long before its turn a page comes back, so that it is there in time: what
+	// is left is within hold, and waited for in the request.
+	returnLead = time.Second
+	// longestRefresh is how long a page waits at most before it looks how the line moves.
+	longestRefresh = 10 * time.Second
+	// placeKept is how long a click is kept that could not be served: the longest time to its
+	// page's return, and as long as a place is kept for anybody.
+	placeKept = retryLatest + noShow
+	// A page without a time of its own returns at one of its own choice in between, so that
+	// nobody who waited for Stripe comes back at the same time as all others.
+	retryEarliest, retryLatest = 5 * time.Second, 15 * time.Second
+)
+
+// waiting is the page of a person whose turn is further off than a request waits.
+func (s *ClickServer) waiting(v *visit, click uuid.UUID, left time.Duration) answer {
+	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now()), wait: left, refresh: refreshAfter(left, rand.Float64())}
+}
+
+// refreshAfter is when a page comes back whose turn is left away, in whole seconds, which is all
+// that Refresh knows. jitter, from 0 to 1, takes up to a tenth off.
+func refreshAfter(left time.Duration, jitter float64) int {
+	back := left - returnLead
+	if back > longestRefresh {
+		back = min(left/2, longestRefresh)
 	}
-	return answer{page: pageTryAgain, retryAfter: 5, refresh: true}
+	return max(1, int(back.Seconds()*(1-jitter/10)))
 }
 
-func (s *ClickServer) visitor(r *http.Request) *Visitor {
-	return &Visitor{IP: ClientIP(r, s.TrustedProxies), UserAgent: r.UserAgent()}
+// tryAgain is the page of a person who pressed the button at a bad time. It comes back by itself,
+// for the click that it names.
+func (s *ClickServer) tryAgain(v *visit, click uuid.UUID) answer {
+	seconds := int((retryEarliest + rand.N(retryLatest-retryEarliest)).Seconds())
+	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now()), retryAfter: seconds, refresh: seconds}
 }
 
-func gonePage(state State) page {
-	return map[State]page{StateExpired: pageExpired, StateRevoked: pageRevoked, StateUsedUp: pageUsedUp}[state]
+// databaseAway lets the browser come back by itself: to look at the link again, or, where the
+// button was pressed, for its click.
+func (s *ClickServer) databaseAway(v *visit, click uuid.UUID, err error) answer {
+	if s.Abort.Err() != nil {
+		s.Log.Info("a click was cut because the process stops; its page comes back to another one", "link_id", v.link.ID)
+	} else {
+		s.Log.Error("the database did not serve a click", "link_id", v.link.ID, "error", err)
+	}
+	if v.r.Method == http.MethodPost {
+		s.clicks.WithLabelValues("database_away").Inc()
+		if click == uuid.Nil {
+			click = newClickID()
+		}
+	}
+	if click != uuid.Nil {
+		return s.tryAgain(v, click)
+	}
+	return answer{page: pageTryAgain, retryAfter: 5, refresh: 5}
 }
+
+// prefetched tells a browser that looks ahead from one that shows the page to its person.
+func (v Verdict) prefetched() bool { return slices.Contains(v.Signals, "prefetch") }
+
+func (s *ClickServer) tooMany(limit string, after time.Duration) answer {
+	s.limited.WithLabelValues(limit).Inc()
+	return answer{page: pageTooMany, retryAfter: int(math.Ceil(max(1, after.Seconds())))}
+}
+
+// newClickID is drawn ahead of the click, so that a page can come back for a click that the
+// database could not take: the id is then used once all the same.
+func newClickID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
 
 // statusRecorder remembers what was answered, for the metric.
 type statusRecorder struct {

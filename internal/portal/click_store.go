@@ -8,144 +8,378 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Store writes what happens to links. Each method is one transaction.
+// Store reads and writes what happens to links. What the click path asks of it at the same time
+// shares a query or a transaction (group.go).
 type Store struct {
 	Pool    *pgxpool.Pool
 	Publish PublishFunc
 	Now     func() time.Time
+
+	links   group[*linkRead]
+	appends group[AuditEvent]
+	starts  group[*clickStart]
+	ends    group[*clickEnd]
+}
+
+// NewStore returns a store that hands events to publish.
+func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
+	s := &Store{Pool: pool, Publish: publish, Now: now}
+	const most = 256 // rows of a transaction
+	s.links = group[*linkRead]{commit: s.readLinks, workers: 2, most: most}
+	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 2, most: most}
+	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
+	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most}
+	return s
 }
 
 // Errors of a click's two transactions.
 var (
-	// ErrDenied is returned by StartClick when the link does not stand a click (any more): it
-	// expired, was revoked or used up since it was read.
+	// ErrDenied is returned by StartClick when the link does not stand a click now: it expired,
+	// was revoked or used up since it was read, or another click of it is open.
 	ErrDenied = errors.New("the link does not allow a session now")
-	// ErrSwept is returned by EndClick when the sweeper has closed the click as interrupted: its
-	// outcome is written, so whatever Stripe answered counts no more.
-	ErrSwept = errors.New("the click was closed as interrupted")
+	// ErrSwept is returned by EndClick when the sweeper has closed the click: its outcome is
+	// written, so whatever Stripe answered counts no more.
+	ErrSwept = errors.New("the click was closed by the sweeper")
+	// ErrNoClick is returned when no click has the id.
+	ErrNoClick = errors.New("no such click")
 )
+
+// clickLife is how long a click may be open that does not wait in line: longer than the budget's
+// hold, Stripe's deadline and the transactions together. What is open after it has lost its worker.
+const clickLife = 60 * time.Second
+
+// Click is one press of the button, as far as it is not over.
+type Click struct {
+	ID      uuid.UUID
+	Ticket  int64  // its place in the line of its Stripe account; 0 = none
+	Outcome string // empty while it is open
+}
+
+// linkRead is one call of Link.
+type linkRead struct {
+	id   uuid.UUID
+	link *Link
+}
+
+// Link reads a link by its id, or returns ErrNoLink.
+func (s *Store) Link(ctx context.Context, id uuid.UUID) (*Link, error) {
+	read := &linkRead{id: id}
+	if err := s.links.do(ctx, read); err != nil {
+		return nil, err
+	}
+	if read.link == nil {
+		return nil, ErrNoLink
+	}
+	return read.link, nil
+}
+
+func (s *Store) readLinks(ctx context.Context, reads []*linkRead) error {
+	ids := make([][16]byte, len(reads))
+	for i, r := range reads {
+		ids[i] = r.id
+	}
+	links, err := LoadLinks(ctx, s.Pool, `id = ANY($1)`, ids)
+	if err != nil {
+		return err
+	}
+	byID := make(map[uuid.UUID]*Link, len(links))
+	for _, l := range links {
+		byID[l.ID] = l
+	}
+	for _, r := range reads {
+		r.link = byID[r.id]
+	}
+	return nil
+}
 
 // Opened appends link.opened and its publish job.
 func (s *Store) Opened(ctx context.Context, link *Link, detail map[string]any, v *Visitor) error {
-	return s.append(ctx, AuditEvent{Kind: LinkOpened, LinkID: link.ID, RequestID: link.RequestID, Detail: detail, Visitor: v})
+	return s.appends.do(ctx, AuditEvent{Kind: LinkOpened, At: s.Now(), LinkID: link.ID, RequestID: link.RequestID, Detail: detail, Visitor: v})
 }
 
-// Denied appends click.denied.
-func (s *Store) Denied(ctx context.Context, link *Link, reason string, v *Visitor) error {
-	return s.append(ctx, AuditEvent{Kind: ClickDenied, LinkID: link.ID, RequestID: link.RequestID,
-		Detail: map[string]any{"reason": reason}, Visitor: v})
+// Denied appends click.denied. click is the open click that the press was answered with, or
+// uuid.Nil.
+func (s *Store) Denied(ctx context.Context, link *Link, click uuid.UUID, detail map[string]any, v *Visitor) error {
+	return s.appends.do(ctx, AuditEvent{Kind: ClickDenied, At: s.Now(), LinkID: link.ID, RequestID: link.RequestID, ClickID: click, Detail: detail, Visitor: v})
 }
 
-// append writes one row, and its publish job where its kind is an event.
-func (s *Store) append(ctx context.Context, e AuditEvent) error {
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error { return s.appendTx(ctx, tx, e) })
+func (s *Store) appendTogether(ctx context.Context, events []AuditEvent) error {
+	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error { return s.appendAll(ctx, tx, events) })
 }
 
-func (s *Store) appendTx(ctx context.Context, tx pgx.Tx, e AuditEvent) error {
-	ids, err := NewIDs(1)
+// appendAll gives rows their ids and writes them, with one publish job for those of event kinds:
+// these come first, so that one range of ids names them.
+func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
+	ids, err := NewIDs(len(events))
 	if err != nil {
 		return err
 	}
-	e.ID, e.At = ids.First, s.Now()
-	if err := InsertAudit(ctx, tx, []AuditEvent{e}); err != nil {
+	published, rest := 0, len(events)
+	for i := range events {
+		if events[i].Kind.published() {
+			events[i].ID = ids.At(published)
+			published++
+		} else {
+			rest--
+			events[i].ID = ids.At(rest)
+		}
+	}
+	if err := InsertAudit(ctx, tx, events); err != nil || published == 0 {
 		return err
 	}
-	if e.Kind == ClickDenied || e.Kind == ClickStarted {
-		return nil // in the audit only
-	}
-	return s.Publish(ctx, tx, ids)
+	return s.Publish(ctx, tx, IDRange{First: ids.First, Last: ids.At(published - 1)})
+}
+
+// clickStart is one call of StartClick.
+type clickStart struct {
+	click   uuid.UUID
+	link    *Link
+	detail  map[string]any
+	visitor *Visitor
+	started bool
 }
 
 // StartClick reserves a use of the link and commits click.started. When it returns nil the click
-// is durable and Stripe may be called; a crash from here on leaves an open click, which Sweep
-// closes. ErrDenied means that nothing was written.
-func (s *Store) StartClick(ctx context.Context, link *Link, v *Visitor) (uuid.UUID, error) {
-	click, err := uuid.NewV7()
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("draw a click id: %w", err)
+// is durable and Stripe may be called; a crash from here on leaves an open click, which the next
+// press of the link joins, or Sweep closes. ErrDenied means that nothing was written: a link has
+// one open click at most, which is how presses at the same time, on any replica, come to share
+// one session.
+func (s *Store) StartClick(ctx context.Context, link *Link, click uuid.UUID, detail map[string]any, v *Visitor) error {
+	start := &clickStart{click: click, link: link, detail: detail, visitor: v}
+	err := s.starts.do(ctx, start)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.ConstraintName == "clicks_pkey" {
+		return ErrDenied // another return to the same place was quicker
 	}
-	err = pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+	if err == nil && !start.started {
+		err = ErrDenied
+	}
+	return err
+}
+
+func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
+	byClick := map[uuid.UUID]*clickStart{}
+	taken := map[uuid.UUID]bool{}
+	var clicks, links [][16]byte
+	for _, c := range starts {
+		c.started = false
+		if !taken[c.link.ID] { // a second one of the same link finds the first one open
+			taken[c.link.ID], byClick[c.click] = true, c
+			clicks, links = append(clicks, c.click), append(links, c.link.ID)
+		}
+	}
+	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
-		// A concurrent click waits here on the row and then sees the counters as they are.
-		tag, err := tx.Exec(ctx, `UPDATE links SET sessions_reserved = sessions_reserved + 1
-			WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2
-			AND (max_sessions IS NULL OR sessions_created + sessions_reserved < max_sessions)`, link.ID, now)
+		// A click of another process waits here on the link's row and then sees the counters as
+		// they are. Rows are locked in the order of their ids, as Revoke and Sweep do, or two of
+		// them could wait for each other.
+		rows, err := tx.Query(ctx, `
+			WITH want AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS t (click_id, link_id)),
+			free AS (
+				SELECT l.id, w.click_id FROM links l JOIN want w ON w.link_id = l.id
+				WHERE l.revoked_at IS NULL AND l.expires_at > $3 AND l.sessions_reserved = 0
+					AND (l.max_sessions IS NULL OR l.sessions_created < l.max_sessions)
+				ORDER BY l.id FOR UPDATE OF l),
+			reserved AS (
+				UPDATE links l SET sessions_reserved = l.sessions_reserved + 1 FROM free WHERE l.id = free.id
+				RETURNING l.id, free.click_id)
+			INSERT INTO clicks (id, link_id, started_at, open_until)
+			SELECT click_id, id, $3, $4 FROM reserved
+			RETURNING id`, clicks, links, now, now.Add(clickLife))
 		if err != nil {
-			return fmt.Errorf("reserve a use: %w", err)
+			return fmt.Errorf("reserve uses: %w", err)
 		}
-		if tag.RowsAffected() == 0 {
-			return ErrDenied
+		made, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil {
+			return fmt.Errorf("reserve uses: %w", err)
 		}
-		if _, err := tx.Exec(ctx, `INSERT INTO clicks (id, link_id, started_at) VALUES ($1, $2, $3)`, click, link.ID, now); err != nil {
-			return fmt.Errorf("write the click: %w", err)
+		events := make([]AuditEvent, 0, len(made))
+		for _, id := range made {
+			c := byClick[id]
+			c.started = true
+			events = append(events, AuditEvent{Kind: ClickStarted, At: now, LinkID: c.link.ID, RequestID: c.link.RequestID, ClickID: id, Detail: c.detail, Visitor: c.visitor})
 		}
-		return s.appendTx(ctx, tx, AuditEvent{Kind: ClickStarted, LinkID: link.ID, RequestID: link.RequestID, ClickID: click, Visitor: v})
+		return s.appendAll(ctx, tx, events)
 	})
-	return click, err
+}
+
+// OpenClick returns the open click of a link, or ErrNoClick. One whose worker is gone, or whose
+// person did not come back, is closed on the way, so that nobody waits for the sweeper.
+func (s *Store) OpenClick(ctx context.Context, link *Link) (Click, error) {
+	var c Click
+	var until time.Time
+	err := s.Pool.QueryRow(ctx, `SELECT id, coalesce(ticket, 0), open_until FROM clicks WHERE link_id = $1 AND outcome IS NULL
+		ORDER BY started_at LIMIT 1`, link.ID).Scan(&c.ID, &c.Ticket, &until)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return Click{}, ErrNoClick
+	case err != nil:
+		return Click{}, fmt.Errorf("look for an open click: %w", err)
+	case s.Now().Before(until):
+		return c, nil
+	}
+	if _, err := s.close(ctx, `link_id = $2`, link.ID); err != nil {
+		return Click{}, err
+	}
+	return Click{}, ErrNoClick
+}
+
+// Click reads a click of a link, or returns ErrNoClick.
+func (s *Store) Click(ctx context.Context, link *Link, id uuid.UUID) (Click, error) {
+	c := Click{ID: id}
+	err := s.Pool.QueryRow(ctx, `SELECT coalesce(ticket, 0), coalesce(outcome, '') FROM clicks WHERE id = $1 AND link_id = $2`,
+		id, link.ID).Scan(&c.Ticket, &c.Outcome)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return Click{}, ErrNoClick
+	}
+	if err != nil {
+		return Click{}, fmt.Errorf("read a click: %w", err)
+	}
+	return c, nil
+}
+
+// Keep leaves a click open that has not been served, for a person who is told to come back.
+func (s *Store) Keep(ctx context.Context, click uuid.UUID, until time.Time) error {
+	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = $2 WHERE id = $1 AND outcome IS NULL`, click, until); err != nil {
+		return fmt.Errorf("keep a click open: %w", err)
+	}
+	return nil
+}
+
+// clickEnd is one call of EndClick.
+type clickEnd struct {
+	click   uuid.UUID
+	link    *Link
+	outcome string
+	event   AuditEvent
+	ended   string // the outcome that stands in the database
 }
 
 // EndClick commits a click's outcome: the audit row, the use count and the event's job together.
 // cause nil means that the session was made. It may be called again after an error that leaves
-// open whether it took effect: the second call then finds its own outcome and adds nothing.
+// open whether it took effect, and by another press that shared the session: the later call then
+// finds the same outcome and adds nothing.
 func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, session Session, cause *SessionError) error {
-	outcome, e := "created", AuditEvent{Kind: SessionCreated, Detail: map[string]any{
-		"session_id": session.ID, "stripe_request_id": session.RequestID, "livemode": session.Livemode}}
+	end := &clickEnd{click: click, link: link, outcome: "created", event: AuditEvent{Kind: SessionCreated, Detail: map[string]any{
+		"session_id": session.ID, "stripe_request_id": session.RequestID, "livemode": session.Livemode}}}
 	if cause != nil {
-		outcome, e = "failed", AuditEvent{Kind: SessionFailed, Detail: map[string]any{
+		end.outcome, end.event = "failed", AuditEvent{Kind: SessionFailed, Detail: map[string]any{
 			"code": cause.Code, "stripe_request_id": cause.RequestID, "retryable": cause.Retryable()}}
 	}
-	e.LinkID, e.RequestID, e.ClickID = link.ID, link.RequestID, click
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
-		tag, err := tx.Exec(ctx, `UPDATE clicks SET outcome = $2, ended_at = $3 WHERE id = $1 AND outcome IS NULL`, click, outcome, s.Now())
-		if err != nil {
-			return fmt.Errorf("end the click: %w", err)
-		}
-		if tag.RowsAffected() == 0 {
-			return endedBefore(ctx, tx, click, outcome)
-		}
-		if _, err := tx.Exec(ctx, `UPDATE links SET sessions_reserved = sessions_reserved - 1, sessions_created = sessions_created + $2
-			WHERE id = $1`, link.ID, map[string]int{"created": 1}[outcome]); err != nil {
-			return fmt.Errorf("count the session: %w", err)
-		}
-		return s.appendTx(ctx, tx, e)
-	})
-}
-
-// endedBefore tells a commit of our own whose answer was lost from the sweeper's: only the
-// request that made a click writes created or failed.
-func endedBefore(ctx context.Context, tx pgx.Tx, click uuid.UUID, want string) error {
-	var outcome string
-	if err := tx.QueryRow(ctx, `SELECT outcome FROM clicks WHERE id = $1`, click).Scan(&outcome); err != nil {
-		return fmt.Errorf("read the click's outcome: %w", err)
+	end.event.LinkID, end.event.RequestID, end.event.ClickID = link.ID, link.RequestID, click
+	if err := s.ends.do(ctx, end); err != nil {
+		return err
 	}
-	if outcome != want {
+	if end.ended != end.outcome {
 		return ErrSwept
 	}
 	return nil
 }
 
-// Sweep closes clicks that began before a time and have no outcome, as session.failed with code
-// interrupted, gives their reserved uses back, and returns how many it closed (at most 500).
-// Clicks that another sweep holds are left to it.
-func (s *Store) Sweep(ctx context.Context, startedBefore time.Time) (int, error) {
+func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
+	clicks, outcomes := make([][16]byte, len(ends)), make([]string, len(ends))
+	for i, e := range ends {
+		clicks[i], outcomes[i] = e.click, e.outcome
+		e.ended = ""
+	}
+	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+		now := s.Now()
+		rows, err := tx.Query(ctx, `
+			WITH want AS (SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::text[]) AS t (id, outcome)),
+			open AS (
+				SELECT c.id, w.outcome FROM clicks c JOIN want w USING (id)
+				WHERE c.outcome IS NULL ORDER BY c.id FOR UPDATE OF c),
+			ended AS (
+				UPDATE clicks c SET outcome = open.outcome, ended_at = $3 FROM open WHERE c.id = open.id
+				RETURNING c.id, c.link_id, c.outcome),
+			counted AS (
+				UPDATE links l SET sessions_reserved = l.sessions_reserved - n.ended, sessions_created = l.sessions_created + n.made
+				FROM (SELECT l.id, e.ended, e.made FROM links l
+				      JOIN (SELECT link_id, count(*) AS ended, count(*) FILTER (WHERE outcome = 'created') AS made FROM ended GROUP BY 1) e
+				      ON e.link_id = l.id ORDER BY l.id FOR UPDATE OF l) n
+				WHERE l.id = n.id)
+			SELECT id FROM ended`, clicks, outcomes, now)
+		if err != nil {
+			return fmt.Errorf("end clicks: %w", err)
+		}
+		ended, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		if err != nil {
+			return fmt.Errorf("end clicks: %w", err)
+		}
+		events := make([]AuditEvent, 0, len(ended))
+		for _, id := range ended {
+			for _, e := range ends {
+				if e.click == id && e.ended == "" {
+					e.ended, e.event.At = e.outcome, now
+					events = append(events, e.event)
+					break
+				}
+			}
+		}
+		if len(ended) < len(ends) {
+			if err := endedBefore(ctx, tx, ends); err != nil {
+				return err
+			}
+		}
+		return s.appendAll(ctx, tx, events)
+	})
+}
+
+// endedBefore reads the outcomes that were there already: one of a commit of our own whose answer
+// was lost or of a press that shared the session, or the sweeper's.
+func endedBefore(ctx context.Context, tx pgx.Tx, ends []*clickEnd) error {
+	clicks := make([][16]byte, len(ends))
+	for i, e := range ends {
+		clicks[i] = e.click
+	}
+	rows, err := tx.Query(ctx, `SELECT id, outcome FROM clicks WHERE id = ANY($1)`, clicks)
+	if err != nil {
+		return fmt.Errorf("read outcomes: %w", err)
+	}
+	var id uuid.UUID
+	var outcome string
+	_, err = pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
+		for _, e := range ends {
+			if e.click == id {
+				e.ended = outcome
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read outcomes: %w", err)
+	}
+	return nil
+}
+
+// Sweep closes clicks that are open past their time, gives their reserved uses back, and returns
+// how many it closed (at most 500): as session.failed with code interrupted, or abandoned where
+// the person left the line. Clicks that another sweep holds are left to it.
+func (s *Store) Sweep(ctx context.Context) (int, error) { return s.close(ctx, "true") }
+
+// close sweeps the clicks that a condition of ours selects.
+func (s *Store) close(ctx context.Context, where string, args ...any) (int, error) {
 	var closed int
 	err := pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+		now := s.Now()
 		rows, err := tx.Query(ctx, `
-			UPDATE clicks c SET outcome = 'interrupted', ended_at = $2
-			FROM (SELECT id FROM clicks WHERE outcome IS NULL AND started_at < $1
-			      ORDER BY started_at LIMIT 500 FOR UPDATE SKIP LOCKED) open, links l
+			UPDATE clicks c SET outcome = CASE WHEN c.ticket IS NULL THEN 'interrupted' ELSE 'abandoned' END, ended_at = $1
+			FROM (SELECT id FROM clicks WHERE outcome IS NULL AND open_until <= $1 AND `+where+`
+			      ORDER BY open_until LIMIT 500 FOR UPDATE SKIP LOCKED) open, links l
 			WHERE c.id = open.id AND l.id = c.link_id
-			RETURNING c.id, l.id, l.request_id`, startedBefore, s.Now())
+			RETURNING c.id, l.id, l.request_id, c.outcome`, append([]any{now}, args...)...)
 		if err != nil {
 			return fmt.Errorf("close open clicks: %w", err)
 		}
 		events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e AuditEvent, err error) {
-			e.Kind, e.At = SessionFailed, s.Now()
-			e.Detail = map[string]any{"code": CodeInterrupted, "stripe_request_id": "", "retryable": true}
-			err = row.Scan(&e.ClickID, &e.LinkID, &e.RequestID)
+			var code SessionCode // the outcomes interrupted and abandoned are codes too
+			err = row.Scan(&e.ClickID, &e.LinkID, &e.RequestID, &code)
+			e.Kind, e.At = SessionFailed, now
+			e.Detail = map[string]any{"code": code, "stripe_request_id": "", "retryable": true}
 			return e, err
 		})
 		if err != nil || len(events) == 0 {
@@ -169,19 +403,4 @@ func (s *Store) Sweep(ctx context.Context, startedBefore time.Time) (int, error)
 		return 0, err
 	}
 	return closed, nil
-}
-
-// appendAll writes rows of event kinds under one range of ids and with one publish job.
-func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
-	ids, err := NewIDs(len(events))
-	if err != nil {
-		return err
-	}
-	for i := range events {
-		events[i].ID = ids.At(i)
-	}
-	if err := InsertAudit(ctx, tx, events); err != nil {
-		return err
-	}
-	return s.Publish(ctx, tx, ids)
 }

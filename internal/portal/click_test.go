@@ -294,35 +294,55 @@ func TestStopCutsTheCall(t *testing.T) {
 	b.checkBooks()
 }
 
-func TestMaxSessionsUnderManyHands(t *testing.T) {
+// Presses of one link at the same time share sessions: everybody is redirected, a limited link
+// gives no use too many, and each press stands in the audit.
+func TestManyHandsOnOneLink(t *testing.T) {
 	t.Parallel()
-	b := setup(t)
-	l := b.link(maxSessions(5))
-	got := b.pressAtOnce(l, 20)
-	if got[303] != 5 || got[303]+got[410]+got[503] != 20 {
-		t.Errorf("answers %v, want five of 303 and the rest 410 or 503", got)
+	for _, limit := range []int{0, 1} {
+		b := setup(t)
+		l := b.link(maxSessions(limit))
+		got := b.pressAtOnce(l, 20)
+		made := len(b.sim.Sessions())
+		if limit == 0 && got[303] != 20 || limit == 1 && (got[303]+got[410] != 20 || made != 1) {
+			t.Errorf("limit %d: answers %v, %d sessions", limit, got, made)
+		}
+		if now := b.reload(l); now.SessionsCreated != made || now.SessionsReserved != 0 {
+			t.Errorf("created %d, reserved %d, Stripe made %d", now.SessionsCreated, now.SessionsReserved, made)
+		}
+		if n := b.number(`SELECT count(*) FROM audit_events WHERE kind IN ('click.started', 'click.denied')`); n != 20 {
+			t.Errorf("%d of 20 presses are in the audit", n)
+		}
+		b.checkBooks()
 	}
-	if now := b.reload(l); now.SessionsCreated != 5 || now.SessionsReserved != 0 || len(b.sim.Sessions()) != 5 {
-		t.Errorf("created %d, reserved %d, Stripe made %d", now.SessionsCreated, now.SessionsReserved, len(b.sim.Sessions()))
-	}
-	if n := b.number(`SELECT count(*) FROM audit_events WHERE kind = 'click.denied'`); n != 15 {
-		t.Errorf("%d clicks were denied, want 15", n)
-	}
-	b.post(l).want(t, 410, pageUsedUp)
-	b.checkBooks()
 }
 
-func TestManyHandsWithoutALimit(t *testing.T) {
+// A press on another process, while Stripe is being asked, gets the same session and uses up
+// nothing.
+func TestPressesOnTwoProcessesShareASession(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	l := b.link(nil)
-	if got := b.pressAtOnce(l, 20); got[303] != 20 {
-		t.Errorf("answers %v", got)
+	l := b.link(maxSessions(1))
+	other := b.server().Init(nil)
+	var second *httptest.ResponseRecorder
+	b.onStripe = func(*http.Request) {
+		if second == nil {
+			second = httptest.NewRecorder()
+			other.ServeHTTP(second, httptest.NewRequest("POST", "/l/"+b.token(l), nil))
+		}
 	}
-	if now := b.reload(l); now.SessionsCreated != 20 || now.SessionsReserved != 0 {
-		t.Errorf("created %d, reserved %d", now.SessionsCreated, now.SessionsReserved)
+	first := b.post(l)
+	first.want(t, 303, "")
+	if second.Code != 303 || second.Header().Get("Location") != first.header.Get("Location") || len(b.sim.Sessions()) != 1 {
+		t.Errorf("the second answered %d, %d sessions", second.Code, len(b.sim.Sessions()))
+	}
+	if got := b.kinds(l); got != "click.started click.denied session.created" {
+		t.Errorf("audit %q", got)
+	}
+	if row := b.audit(l)[1]; row.Detail["reason"] != "shared" || row.ClickID != b.audit(l)[0].ClickID {
+		t.Errorf("the second press: %+v", row)
 	}
 	b.checkBooks()
+	b.post(l).want(t, 410, pageUsedUp)
 }
 
 // pressAtOnce posts n times at once and counts the answers by status.
@@ -343,20 +363,36 @@ func (b *bundle) pressAtOnce(l *Link, n int) map[int]int {
 	return got
 }
 
-// The last use is with a click that waits for Stripe: not used up yet, for it may fail.
-func TestLastUseInProgress(t *testing.T) {
+// A click that its worker left open is taken up by the next press: same click, same session.
+func TestPressAfterACrashTakesTheClickUp(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(maxSessions(1))
-	if _, err := b.store.StartClick(t.Context(), l, nil); err != nil {
+	click := b.start(l)
+	if _, err := b.stripe.CreateSession(t.Context(), l, click); err != nil { // and then the worker dies
 		t.Fatal(err)
 	}
-	r := b.post(l)
-	r.want(t, 503, pageTryAgain)
-	if rows := b.audit(l); r.header.Get("Retry-After") == "" || rows[1].Kind != ClickDenied || rows[1].Detail["reason"] != "in_progress" {
-		t.Errorf("audit %v", rows)
-	}
 	b.get(l).want(t, 200, pageConfirm)
+	b.post(l).want(t, 303, "")
+	if n := len(b.sim.Sessions()); n != 1 {
+		t.Errorf("%d sessions for one attempt", n)
+	}
+	b.checkBooks()
+}
+
+// One that is open past its time is closed on the way, without waiting for the sweeper: Stripe's
+// answer to its key could be a session that has died.
+func TestPressLongAfterACrashBeginsAnew(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(1))
+	b.start(l)
+	b.clock.advance(clickLife)
+	b.post(l).want(t, 303, "")
+	if got := b.kinds(l); got != "click.started session.failed click.started session.created" {
+		t.Errorf("audit %q", got)
+	}
+	b.checkBooks()
 }
 
 // A link that dies between its reading and the reservation is denied for what it died of.
@@ -367,20 +403,21 @@ func TestLinkChangesUnderTheClick(t *testing.T) {
 	if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
 		t.Fatal(err)
 	}
-	r := httptest.NewRequest("POST", "/", nil)
-	if got := b.click.press(t.Context(), r, l, b.token(l)); got.page != pageRevoked {
+	v := &visit{r: httptest.NewRequest("POST", "/", nil), link: l, token: b.token(l), visitor: &Visitor{IP: netip.IPv6Loopback()}}
+	if got := b.click.press(t.Context(), v); got.page != pageRevoked {
 		t.Errorf("%+v", got)
 	}
 	short := b.link(nil)
 	was := b.store.Now
 	ticks := 0
 	b.store.Now = func() time.Time { // expires right after it was looked at
-		if ticks++; ticks > 1 {
+		if ticks++; ticks > 2 {
 			return was().Add(2 * time.Hour)
 		}
 		return was()
 	}
-	if got := b.click.press(t.Context(), r, short, b.token(short)); got.page != pageExpired {
+	v.link, v.token = short, b.token(short)
+	if got := b.click.press(t.Context(), v); got.page != pageExpired {
 		t.Errorf("%+v", got)
 	}
 	if len(b.sim.Calls()) != 0 {

@@ -18,7 +18,7 @@ import (
 // visitor gets, and what the books say once the sweeper has run.
 type crash struct {
 	about   string
-	commits []fate               // of click.started, then of each try at the outcome
+	commits []fate               // of click.started, of the budget, then of each try at the outcome
 	faults  []stripesim.Fault    // of Stripe
 	killed  func(*bundle, *Link) // in place of a press: the process ends in the middle of it
 
@@ -37,17 +37,19 @@ func crashes() []crash {
 		{about: "nothing", status: 303, audit: made, sessions: 1, created: 1},
 		{about: "click.started failed", commits: []fate{failed}, status: 503},
 		{about: "click.started failed but took effect", commits: []fate{failedButTook}, status: 503, swept: 1, audit: lost},
+		{about: "the slot failed", commits: []fate{fine, failed}, status: 503, swept: 1, audit: lost},
+		{about: "the slot failed but took effect", commits: []fate{fine, failedButTook}, status: 503, swept: 1, audit: lost},
 		{about: "killed after click.started", killed: killedAfterStart, swept: 1, audit: lost},
 		{about: "Stripe failed", faults: []stripesim.Fault{refused, refused, refused, refused}, status: 503, audit: lost},
 		{about: "Stripe failed once", faults: []stripesim.Fault{refused}, status: 303, audit: made, sessions: 1, created: 1},
 		{about: "Stripe failed but took effect", faults: []stripesim.Fault{cut, cut, cut, cut}, status: 503, audit: lost, sessions: 1},
 		{about: "Stripe failed once but took effect", faults: []stripesim.Fault{cut}, status: 303, audit: made, sessions: 1, created: 1},
 		{about: "killed after Stripe", killed: killedAfterStripe, swept: 1, audit: lost, sessions: 1},
-		{about: "outcome failed once", commits: []fate{fine, failed}, status: 303, audit: made, sessions: 1, created: 1},
-		{about: "outcome failed for good", commits: []fate{fine, failed, failed, failed}, status: 503, swept: 1, audit: lost, sessions: 1},
-		{about: "outcome failed but took effect", commits: []fate{fine, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
-		{about: "outcome failed, then failed but took effect", commits: []fate{fine, failed, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
-		{about: "refusal failed but took effect", commits: []fate{fine, failedButTook},
+		{about: "outcome failed once", commits: []fate{fine, fine, failed}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "outcome failed for good", commits: []fate{fine, fine, failed, failed, failed}, status: 503, swept: 1, audit: lost, sessions: 1},
+		{about: "outcome failed but took effect", commits: []fate{fine, fine, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "outcome failed, then failed but took effect", commits: []fate{fine, fine, failed, failedButTook}, status: 303, audit: made, sessions: 1, created: 1},
+		{about: "refusal failed but took effect", commits: []fate{fine, fine, failedButTook},
 			faults: []stripesim.Fault{{Kind: stripesim.FaultStatus, Status: 400}}, status: 502, audit: lost},
 		{about: "killed after the outcome", killed: killedAfterOutcome, audit: made, sessions: 1, created: 1},
 	}
@@ -76,8 +78,8 @@ func killedAfterOutcome(b *bundle, l *Link) {
 
 func (b *bundle) start(l *Link) uuid.UUID {
 	b.t.Helper()
-	click, err := b.store.StartClick(b.t.Context(), l, nil)
-	if err != nil {
+	click := newClickID()
+	if err := b.store.StartClick(b.t.Context(), l, click, nil, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	return click
@@ -192,7 +194,7 @@ func TestSweptWhileStripeIsAsked(t *testing.T) {
 	b.onStripe = func(*http.Request) {
 		once.Do(func() {
 			b.clock.advance(time.Minute)
-			if n, err := b.store.Sweep(context.Background(), b.clock.now()); n != 1 || err != nil {
+			if n, err := b.store.Sweep(context.Background()); n != 1 || err != nil {
 				t.Errorf("swept %d (%v)", n, err)
 			}
 		})
@@ -214,20 +216,20 @@ func TestSweepBounds(t *testing.T) {
 		l = b.link(nil)
 		b.start(l)
 	}
-	_, err := b.owner.Exec(t.Context(), `WITH c AS (INSERT INTO clicks (id, link_id, started_at)
-			SELECT gen_random_uuid(), $1, started_at FROM clicks, generate_series(1, 499) WHERE link_id = $1 RETURNING id, link_id, started_at),
+	_, err := b.owner.Exec(t.Context(), `WITH c AS (INSERT INTO clicks (id, link_id, started_at, open_until)
+			SELECT gen_random_uuid(), $1, started_at, open_until FROM clicks, generate_series(1, 499) WHERE link_id = $1 RETURNING id, link_id, started_at),
 		a AS (INSERT INTO audit_events (id, at, kind, link_id, click_id) SELECT gen_random_uuid(), started_at, 'click.started', link_id, id FROM c)
 		UPDATE links SET sessions_reserved = 500 WHERE id = $1`, l.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := b.clock.now()
-	b.clock.advance(time.Hour)
-	young := b.start(b.link(func(l *Link) { l.CreatedAt, l.ExpiresAt = b.clock.now(), b.clock.now().Add(time.Hour) }))
-	if n, err := b.store.Sweep(t.Context(), began); n != 0 || err != nil {
-		t.Errorf("at the very time of their start: %d, %v", n, err)
+	b.clock.advance(clickLife - time.Microsecond)
+	young := b.start(b.link(nil))
+	if n, err := b.store.Sweep(t.Context()); n != 0 || err != nil {
+		t.Errorf("a moment before their time: %d, %v", n, err)
 	}
-	b.sweepAt(began.Add(time.Microsecond), 500, 1, 0)
+	b.clock.advance(time.Microsecond)
+	b.sweepNow(500, 1, 0)
 	if n := b.number(`SELECT count(*) FROM clicks WHERE outcome IS NULL AND id = $1`, young); n != 1 {
 		t.Error("a young click was swept")
 	}
@@ -253,7 +255,7 @@ func TestSweepLocksLinksInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	swept := make(chan error)
-	go func() { _, err := b.store.Sweep(t.Context(), b.clock.now()); swept <- err }()
+	go func() { _, err := b.store.Sweep(t.Context()); swept <- err }()
 	for b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0 {
 		runtime.Gosched()
 	}
@@ -266,10 +268,10 @@ func TestSweepLocksLinksInOrder(t *testing.T) {
 	b.checkBooks()
 }
 
-func (b *bundle) sweepAt(before time.Time, want ...int) {
+func (b *bundle) sweepNow(want ...int) {
 	b.t.Helper()
 	for _, want := range want {
-		if n, err := b.store.Sweep(b.t.Context(), before); n != want || err != nil {
+		if n, err := b.store.Sweep(b.t.Context()); n != want || err != nil {
 			b.t.Errorf("swept %d (%v), want %d", n, err, want)
 		}
 	}
@@ -284,18 +286,16 @@ func TestSweepsEndsAndRevocationsAtOnce(t *testing.T) {
 		click uuid.UUID
 	}
 	var clicks []open
-	for range 30 {
+	for range 90 {
 		l := b.link(func(l *Link) { l.Campaign = "c" })
-		for range 3 {
-			clicks = append(clicks, open{l, b.start(l)})
-		}
+		clicks = append(clicks, open{l, b.start(l)})
 	}
 	b.clock.advance(time.Minute)
 	errs := make(chan error)
 	n := 0
 	do := func(f func() error) { n++; go func() { errs <- f() }() }
 	for range 3 {
-		do(func() error { _, err := b.store.Sweep(t.Context(), b.clock.now()); return err })
+		do(func() error { _, err := b.store.Sweep(t.Context()); return err })
 		do(func() error {
 			_, err := b.store.Revoke(t.Context(), Revocation{Campaign: "c", By: "jo"})
 			return err
@@ -315,7 +315,7 @@ func TestSweepsEndsAndRevocationsAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	b.sweepAt(b.clock.now(), 0)
+	b.sweepNow(0)
 	if n := b.number(`SELECT sum(sessions_reserved) FROM links`); n != 0 {
 		t.Errorf("%d uses are still reserved", n)
 	}
@@ -333,10 +333,10 @@ func TestCrashOfSweep(t *testing.T) {
 		b.start(b.link(nil))
 		b.clock.advance(time.Minute)
 		b.commits.script(fate)
-		if n, err := b.store.Sweep(t.Context(), b.clock.now()); n != 0 || err == nil {
+		if n, err := b.store.Sweep(t.Context()); n != 0 || err == nil {
 			t.Errorf("%d, %v", n, err)
 		}
-		b.sweepAt(b.clock.now(), left)
+		b.sweepNow(left)
 		b.checkBooks()
 	}
 }

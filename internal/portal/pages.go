@@ -98,13 +98,16 @@ func (p *Pages) setHeaders(h http.Header) {
 
 // answer is what a request gets: a redirect, or a page with what it shows.
 type answer struct {
-	location   string // the session's URL
-	page       page
-	token      string // where set, the page has a button that POSTs to the link
-	expires    time.Time
-	reference  string // a click's id, for support and the audit
-	retryAfter int    // seconds
-	refresh    bool   // the browser asks again by itself after retryAfter
+	location            string // the session's URL
+	page                page
+	token               string // where set, the page has a button that POSTs to the link
+	expires             time.Time
+	reference           string // a click's id, for support and the audit
+	retryAfter          int    // seconds
+	refresh             int
+	locale, flow, place string
+	wait                time.Duration
+	renewable           bool
 }
 
 // write sends an answer in the form that the request asks for.
@@ -116,9 +119,13 @@ func (p *Pages) write(w http.ResponseWriter, r *http.Request, a answer) {
 	}
 	if a.retryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(a.retryAfter))
-		if a.refresh {
-			w.Header().Set("Refresh", strconv.Itoa(a.retryAfter))
+	}
+	if a.refresh > 0 {
+		v := strconv.Itoa(a.refresh)
+		if a.place != "" {
+			v += "; url=/l/" + a.token + "/wait/" + a.place
 		}
+		w.Header().Set("Refresh", v)
 	}
 	words := english[a.page]
 	if words.Status >= 400 && wantsJSON(r) {

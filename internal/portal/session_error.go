@@ -27,6 +27,7 @@ const (
 	CodeInvalidRequest SessionCode = "invalid_request"    // any other refusal of the parameters
 	CodeBadSessionURL  SessionCode = "bad_session_url"    // Stripe answered with a URL that nobody is sent to
 	CodeInterrupted    SessionCode = "interrupted"        // the worker stopped or died between click and outcome
+	CodeAbandoned      SessionCode = "abandoned"          // the person left the line before their turn
 )
 
 // SessionError is returned when a portal session could not be made.
@@ -56,7 +57,7 @@ func (e *SessionError) Unwrap() error { return e.err }
 // Retryable tells whether a later click may succeed without anybody mending anything.
 func (e *SessionError) Retryable() bool {
 	switch e.Code {
-	case CodeUnavailable, CodeTimeout, CodeRateLimited, CodeConflict, CodeInterrupted:
+	case CodeUnavailable, CodeTimeout, CodeRateLimited, CodeConflict, CodeInterrupted, CodeAbandoned:
 		return true
 	}
 	return false
@@ -85,7 +86,7 @@ func Remedy(code SessionCode) string {
 // worthAnotherTry decides on a retry under the same idempotency key. A 5xx that Stripe replayed
 // is its saved answer to that key: asking again repeats it for 24 h.
 func worthAnotherTry(err error) bool {
-	if err == nil {
+	if err == nil || errors.As(err, new(noTry)) {
 		return false
 	}
 	var se *stripe.Error

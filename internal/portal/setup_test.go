@@ -33,7 +33,7 @@ const testKeys = "7:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 // quick is a pace at which a test can afford all of Stripe's tries, and no more than that: what
 // it bounds are hangs, so that a slow machine fails no test.
-var quick = pace{deadline: 30 * time.Second, try: 20 * time.Second, firstPause: time.Millisecond, mostPause: 4 * time.Millisecond}
+var quick = pace{deadline: 30 * time.Second, try: 20 * time.Second, firstPause: time.Millisecond, mostPause: 4 * time.Millisecond, failing: 1000, spared: time.Second}
 
 // bundle is the click path of one test: a database, Stripe, and the server between them.
 type bundle struct {
@@ -41,6 +41,7 @@ type bundle struct {
 	pool   *pgxpool.Pool // of the worker's role
 	owner  *pgxpool.Pool // of the role that migrated
 	store  *Store
+	budget *Budget
 	keys   *Keyring
 	sim    *stripesim.Sim
 	stripe *Stripe
@@ -87,20 +88,31 @@ func setup(t *testing.T) *bundle {
 	b.clock.set(time.Date(2026, 11, 2, 9, 0, 0, 0, time.UTC))
 	b.openPools(testkit.Database(t, migrate))
 	b.keys = parseKeys(t, testKeys)
-	b.store = &Store{Pool: b.pool, Publish: publish, Now: b.clock.now}
+	b.store = NewStore(b.pool, publish, b.clock.now)
+	b.budget = NewBudget(b.pool, 1000, b.clock.now, b.reg)
 	b.sim = stripesim.New(stripesim.Config{Now: b.clock.now})
 	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey, Registerer: b.reg}, quick)
-	abort, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	b.abort = cancel
-	b.click = (&ClickServer{Keys: b.keys, Store: b.store, Stripe: b.stripe, Pages: NewPages("Acme", "https://help.example.com", true),
-		Log: slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Abort: abort}).Init(b.reg)
+	b.click = b.server()
+	b.click.Store = b.store
+	b.click.Init(b.reg)
 	b.http = httptest.NewUnstartedServer(nil)
 	b.http.Config = b.click.HTTPServer()
 	b.http.Start()
 	t.Cleanup(b.http.Close)
 	b.http.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return b
+}
+
+// server is a click server on the bundle's database and Stripe; with Init, as another process
+// would run it.
+func (b *bundle) server() *ClickServer {
+	abort, cancel := context.WithCancel(context.Background())
+	b.t.Cleanup(cancel)
+	b.abort = cancel
+	return (&ClickServer{Keys: b.keys, Store: NewStore(b.pool, publish, b.clock.now), Stripe: b.stripe, Budget: b.budget, Limits: NewLimits(), Detector: NewDetector(),
+		Renew: func(context.Context, uuid.UUID, *Visitor) (bool, error) { return true, nil },
+		Pages: NewPages("Acme", "https://help.example.com", true),
+		Log:   slog.New(slog.NewJSONHandler(b.log, &slog.HandlerOptions{Level: slog.LevelDebug})), Abort: abort})
 }
 
 // openPools opens the worker's pool as cmd/worker does, and the owner's.
@@ -135,7 +147,13 @@ func (b *bundle) newStripe(cfg StripeConfig, p pace) *Stripe {
 		b.sim.ServeHTTP(w, r)
 	}))
 	b.t.Cleanup(srv.Close)
-	cfg.APIBase = srv.URL
+	cfg.APIBase, cfg.Budget = srv.URL, b.budget
+	if b.log != nil {
+		cfg.Log = slog.New(slog.NewJSONHandler(b.log, nil))
+	}
+	if p.failing == 0 {
+		p.failing = quick.failing
+	}
 	s := newStripe(cfg, p)
 	b.t.Cleanup(s.Close)
 	return s

@@ -1,10 +1,12 @@
 package portal
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 	"github.com/failsafe-go/failsafe-go/retrypolicy"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -20,10 +23,12 @@ import (
 
 // StripeConfig is what the client of Stripe needs.
 type StripeConfig struct {
-	Key              string // sk_… or rk_…
-	APIBase          string // empty = Stripe's own
-	APIVersion       string // empty = the SDK's
-	DefaultReturnURL string // for sessions that name none
+	Key              string       // sk_… or rk_…
+	APIBase          string       // empty = Stripe's own
+	APIVersion       string       // empty = the SDK's
+	DefaultReturnURL string       // for sessions that name none
+	Budget           *Budget      // of retries and 429s; nil = none, for a client that creates no sessions
+	Log              *slog.Logger // nil = none
 	Registerer       prometheus.Registerer
 }
 
@@ -38,9 +43,15 @@ const stripeTries = 4
 type pace struct {
 	deadline, try         time.Duration
 	firstPause, mostPause time.Duration // between tries
+	failing               uint          // tries within failingTime of which half must fail before Stripe is spared
+	spared                time.Duration // how long nobody asks then; after it, one click tries
 }
 
-var stripePace = pace{deadline: stripeDeadline, try: 4 * time.Second, firstPause: 150 * time.Millisecond, mostPause: 1500 * time.Millisecond}
+const failingTime = 20 * time.Second
+
+// Ten tries are three clicks' worth: what fails for one customer alone stops no other's.
+var stripePace = pace{deadline: stripeDeadline, try: 4 * time.Second, firstPause: 150 * time.Millisecond, mostPause: 1500 * time.Millisecond,
+	failing: 10, spared: 5 * time.Second}
 
 // Stripe creates portal sessions. It is safe for concurrent use.
 type Stripe struct {
@@ -48,8 +59,12 @@ type Stripe struct {
 	version   string // Stripe-Version; empty = the SDK's
 	pace      pace
 	client    *stripe.Client
+	budget    *Budget
+	log       *slog.Logger
 	retry     failsafe.Executor[*stripe.BillingPortalSession]
-	httpOK    bool // session URLs may be http: Stripe itself is on loopback
+	breaker   circuitbreaker.CircuitBreaker[*stripe.BillingPortalSession]
+	guarded   failsafe.Executor[*stripe.BillingPortalSession] // one try, behind the breaker
+	httpOK    bool                                            // session URLs may be http: Stripe itself is on loopback
 	http      *http.Client
 	duration  *prometheus.HistogramVec
 }
@@ -80,6 +95,8 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 		returnURL: cfg.DefaultReturnURL,
 		version:   cfg.APIVersion,
 		pace:      pace,
+		budget:    cfg.Budget,
+		log:       cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		http:      &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		httpOK:    loopbackURL(cfg.APIBase),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -88,8 +105,16 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 			Buckets: []float64{.025, .05, .1, .2, .4, .8, 1.6, 3.2, 6.4},
 		}, []string{"result"}),
 	}
+	s.policies()
 	if cfg.Registerer != nil {
-		cfg.Registerer.MustRegister(s.duration)
+		cfg.Registerer.MustRegister(s.duration, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "latchkey_stripe_spared", Help: "1 while this process does not ask Stripe, because half of its tries failed.",
+		}, func() float64 {
+			if s.breaker.IsClosed() {
+				return 0
+			}
+			return 1
+		}))
 	}
 	backend := &stripe.BackendConfig{
 		HTTPClient:        s.http,
@@ -101,23 +126,49 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 		backend.URL = stripe.String(strings.TrimRight(cfg.APIBase, "/"))
 	}
 	s.client = stripe.NewClient(cfg.Key, stripe.WithBackends(stripe.NewBackendsWithConfig(backend)))
+	return s
+}
+
+// policies are how tries follow each other, and when there are none.
+func (s *Stripe) policies() {
 	s.retry = failsafe.With(retrypolicy.NewBuilder[*stripe.BillingPortalSession]().
 		HandleIf(func(_ *stripe.BillingPortalSession, err error) bool { return worthAnotherTry(err) }).
-		WithBackoff(pace.firstPause, pace.mostPause).
+		WithBackoff(s.pace.firstPause, s.pace.mostPause).
 		WithJitterFactor(0.3).
 		WithMaxAttempts(stripeTries).
 		ReturnLastFailure().
 		Build())
-	return s
+	s.breaker = circuitbreaker.NewBuilder[*stripe.BillingPortalSession]().
+		HandleIf(func(_ *stripe.BillingPortalSession, err error) bool { return err != nil && isAway(classify(err).Code) }).
+		WithFailureRateThreshold(0.5, s.pace.failing, failingTime).
+		WithSuccessThreshold(1).
+		WithDelay(s.pace.spared).
+		OnOpen(func(circuitbreaker.StateChangedEvent) {
+			s.log.Error("Stripe does not answer; clicks get a page that tries again by itself, and one of them asks Stripe now and then", "every", s.pace.spared.String())
+		}).
+		OnClose(func(circuitbreaker.StateChangedEvent) { s.log.Info("Stripe answers again") }).
+		Build()
+	s.guarded = failsafe.With(s.breaker)
 }
+
+// isAway tells the failures that are Stripe's own from its answers.
+func isAway(code SessionCode) bool { return code == CodeUnavailable || code == CodeTimeout }
+
+// Spared tells that Stripe failed too often just now and is not to be asked for a moment.
+func (s *Stripe) Spared() bool { return s.breaker.IsOpen() && s.breaker.RemainingDelay() > 0 }
+
+// ErrSpared is returned by CreateSession when Stripe was not asked at all: the click may stay open
+// and be served later.
+var ErrSpared = errors.New("Stripe is spared")
 
 // Close drops idle connections.
 func (s *Stripe) Close() { s.http.CloseIdleConnections() }
 
 // CreateSession makes the session of one click attempt. The click's id is the idempotency key of
 // all its tries, so that a lost answer is asked for again and never becomes a second session; the
-// next click has another key, or Stripe would replay an expired URL for 24 h. The error is a
-// *SessionError. It returns within 10 s, or when ctx ends.
+// next click has another key, or Stripe would replay an expired URL for 24 h. The first try's slot
+// is the caller's; each further one takes a slot of the budget. The error is a *SessionError, or
+// ErrSpared. It returns within 10 s, or when ctx ends.
 func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID) (Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.pace.deadline)
 	defer cancel()
@@ -125,12 +176,49 @@ func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID)
 	if err != nil {
 		return Session{}, &SessionError{Code: CodeInvalidRequest, err: err}
 	}
+	var last error // of the tries that reached Stripe
 	got, err := s.retry.WithContext(ctx).GetWithExecution(func(exec failsafe.Execution[*stripe.BillingPortalSession]) (*stripe.BillingPortalSession, error) {
-		return s.try(exec.Context(), params)
+		if last != nil {
+			if err := s.budget.Retry(exec.Context(), link.StripeAccount); err != nil {
+				return nil, noTry{err}
+			}
+		}
+		session, err := s.guarded.WithContext(exec.Context()).Get(func() (*stripe.BillingPortalSession, error) { return s.try(exec.Context(), params) })
+		if errors.Is(err, circuitbreaker.ErrOpen) {
+			return nil, noTry{err}
+		}
+		last = err
+		s.slowDown(ctx, link, err)
+		return session, err
 	})
+	if errors.As(err, new(noTry)) {
+		if last == nil {
+			return Session{}, ErrSpared
+		}
+		err = last
+	}
 	if err != nil {
 		return Session{}, classify(err)
 	}
+	return s.session(got)
+}
+
+// noTry is why a try was not made: Stripe is spared, or the budget has no slot soon.
+type noTry struct{ error }
+
+// slowDown tells the budget of a 429.
+func (s *Stripe) slowDown(ctx context.Context, link *Link, err error) {
+	if err == nil || classify(err).Code != CodeRateLimited {
+		return
+	}
+	s.log.Warn("Stripe's rate limit was hit; the pace is lowered for all replicas", "stripe_request_id", classify(err).RequestID,
+		"hint", "lower STRIPE_RATE if this comes again, or see what else uses this Stripe account")
+	if err := s.budget.Lower(ctx, link.StripeAccount); err != nil {
+		s.log.Warn("the pace could not be lowered", "error", err)
+	}
+}
+
+func (s *Stripe) session(got *stripe.BillingPortalSession) (Session, error) {
 	session := Session{ID: got.ID, Livemode: got.Livemode, URL: got.URL}
 	if got.LastResponse != nil {
 		session.RequestID = got.LastResponse.RequestID

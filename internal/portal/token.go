@@ -48,8 +48,19 @@ type Keyring struct {
 	keys   map[byte]*linkKey
 }
 
-// linkKey holds MAC states of one derived key; making one costs more than the MAC itself.
-type linkKey struct{ macs sync.Pool }
+// linkKey is what is derived from one key of LINK_KEYS, one key for each purpose.
+type linkKey struct{ tokens, places *macKey }
+
+// macKey holds MAC states of one derived key; making one costs more than the MAC itself.
+type macKey struct{ states sync.Pool }
+
+func newMACKey(key []byte, info string) (*macKey, error) {
+	derived, err := hkdf.Key(sha256.New, key, nil, info, sha256.Size)
+	if err != nil {
+		return nil, err
+	}
+	return &macKey{states: sync.Pool{New: func() any { return hmac.New(sha256.New, derived) }}}, nil
+}
 
 // ParseKeys reads LINK_KEYS: a comma list of id:base64key, ids 0–255, keys of 32 bytes. Its
 // errors name entries by their place, never by their content.
@@ -71,11 +82,15 @@ func ParseKeys(s string) (*Keyring, error) {
 		if ring.keys[byte(id)] != nil {
 			return nil, fmt.Errorf("entry %d: the id %d stands twice", i+1, id)
 		}
-		derived, err := hkdf.Key(sha256.New, key, nil, tokenKeyInfo, sha256.Size)
+		tokens, err := newMACKey(key, tokenKeyInfo)
 		if err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i+1, err)
 		}
-		ring.keys[byte(id)] = &linkKey{macs: sync.Pool{New: func() any { return hmac.New(sha256.New, derived) }}}
+		places, err := newMACKey(key, placeKeyInfo)
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: %w", i+1, err)
+		}
+		ring.keys[byte(id)] = &linkKey{tokens, places}
 		if i == 0 {
 			ring.signer = byte(id)
 		}
@@ -117,7 +132,7 @@ func (k *Keyring) Sign(keyID byte, link uuid.UUID) (string, error) {
 	var raw [tokenRawLen]byte
 	raw[0], raw[1] = tokenVersion, keyID
 	copy(raw[2:], link[:])
-	mac := key.mac(raw[:tokenRawLen-tokenMACLen])
+	mac := key.tokens.mac(raw[:tokenRawLen-tokenMACLen])
 	copy(raw[tokenRawLen-tokenMACLen:], mac[:])
 	return base64.RawURLEncoding.EncodeToString(raw[:]), nil
 }
@@ -149,18 +164,20 @@ func (k *Keyring) Verify(token string) (uuid.UUID, error) {
 	if raw[0] != tokenVersion || key == nil {
 		return uuid.Nil, ErrToken
 	}
-	mac := key.mac(raw[:tokenRawLen-tokenMACLen])
+	mac := key.tokens.mac(raw[:tokenRawLen-tokenMACLen])
 	if !hmac.Equal(mac[:], raw[tokenRawLen-tokenMACLen:]) {
 		return uuid.Nil, ErrToken
 	}
 	return uuid.UUID(raw[2:18]), nil
 }
 
-func (k *linkKey) mac(msg []byte) (out [tokenMACLen]byte) {
-	h := k.macs.Get().(hash.Hash)
-	defer k.macs.Put(h)
+func (k *macKey) mac(parts ...[]byte) (out [tokenMACLen]byte) {
+	h := k.states.Get().(hash.Hash)
+	defer k.states.Put(h)
 	h.Reset()
-	h.Write(msg)
+	for _, part := range parts {
+		h.Write(part)
+	}
 	var sum [sha256.Size]byte
 	copy(out[:], h.Sum(sum[:0]))
 	return out

@@ -135,7 +135,7 @@ func TestForgedTokens(t *testing.T) {
 	}
 	resigned := func(version, keyID byte) string { // by the right key, with another head
 		forged := append([]byte{version, keyID}, raw[2:]...)
-		mac := ring.keys[7].mac(forged[:18])
+		mac := ring.keys[7].tokens.mac(forged[:18])
 		copy(forged[18:], mac[:])
 		return base64.RawURLEncoding.EncodeToString(forged)
 	}

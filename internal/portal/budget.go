@@ -1,0 +1,226 @@
+package portal
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Budget hands out the slots in which Stripe may be called, STRIPE_RATE a second for each Stripe
+// account and all replicas together. The state of an account's line (line.go) is a row of
+// stripe_budget, which each reservation locks for a moment; times are the database's, so replicas'
+// clocks may differ. Concurrent reservations of a process share one transaction.
+type Budget struct {
+	pool *pgxpool.Pool
+	rate float64
+	now  func() time.Time // of clicks; slots go by the database's clock
+
+	takes   group[*take]
+	waits   prometheus.Histogram
+	inLine  prometheus.Counter
+	lowered prometheus.Counter
+}
+
+// NewBudget returns a budget of rate calls a second, at least 1.
+func NewBudget(pool *pgxpool.Pool, rate float64, now func() time.Time, reg prometheus.Registerer) *Budget {
+	b := &Budget{pool: pool, rate: rate, now: now,
+		waits: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "latchkey_stripe_budget_wait_seconds",
+			Help:    "Time that a click's request waited for its slot.",
+			Buckets: []float64{.001, .01, .05, .1, .25, .5, 1, 2, 3},
+		}),
+		inLine:  prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_waiting_pages_total", Help: "Waiting pages that were shown."}),
+		lowered: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_lowered_total", Help: "429s of Stripe that lowered the pace."}),
+	}
+	b.takes = group[*take]{commit: b.serve, workers: 1, most: 256}
+	if reg != nil {
+		reg.MustRegister(b.waits, b.inLine, b.lowered)
+	}
+	return b
+}
+
+// take is one question to an account's line.
+type take struct {
+	account string
+	click   Click // of a turn
+	ask     ask
+	turn    turn // the answer to askTurn; slot false = no slot to askRetry
+}
+
+type ask int
+
+const (
+	askTurn  ask = iota // a slot or a place in the line
+	askRetry            // a slot soon, or none
+	askLower            // Stripe answered 429
+)
+
+// Wait returns 0 when the click's slot has come, so that Stripe may be called now. It waits for
+// that at most 3 s; where the line is longer it returns at once how long it will take, and the
+// click keeps its ticket: asked again when its turn is near, it is served in its turn.
+func (b *Budget) Wait(ctx context.Context, account string, click Click) (left time.Duration, err error) {
+	began := time.Now()
+	for {
+		t := &take{account: account, click: click}
+		if err := b.takes.do(ctx, t); err != nil {
+			return 0, err
+		}
+		if t.turn.slot {
+			if err := sleep(ctx, t.turn.wait); err != nil {
+				return 0, err
+			}
+			b.waits.Observe(time.Since(began).Seconds())
+			return 0, nil
+		}
+		click.Ticket = t.turn.ticket
+		if time.Since(began)+t.turn.wait > hold {
+			b.inLine.Inc()
+			return t.turn.wait, nil
+		}
+		// A little into the time in which the slot is given, or a moment's rounding would ask twice.
+		if err := sleep(ctx, t.turn.wait-early*3/4); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// errNoSlot is returned by Retry when the line has no slot soon.
+var errNoSlot = errors.New("no slot for another try")
+
+// Retry waits, at most a second, for a slot for one more try of a click that has had its own.
+func (b *Budget) Retry(ctx context.Context, account string) error {
+	if b == nil {
+		return nil
+	}
+	t := &take{account: account, ask: askRetry}
+	if err := b.takes.do(ctx, t); err != nil {
+		return err
+	}
+	if !t.turn.slot {
+		return errNoSlot
+	}
+	return sleep(ctx, t.turn.wait)
+}
+
+// Lower halves the pace of an account for all replicas, and from then on raises it slowly.
+func (b *Budget) Lower(ctx context.Context, account string) error {
+	if b == nil {
+		return nil
+	}
+	b.lowered.Inc()
+	return b.takes.do(ctx, &take{account: account, ask: askLower})
+}
+
+// serve answers questions in one transaction, account by account.
+func (b *Budget) serve(ctx context.Context, takes []*take) error {
+	// In the order of their names, so that two processes can't wait for each other; within an
+	// account in the order of their coming.
+	slices.SortStableFunc(takes, func(x, y *take) int { return cmp.Compare(x.account, y.account) })
+	return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
+		for len(takes) > 0 {
+			n := 1
+			for n < len(takes) && takes[n].account == takes[0].account {
+				n++
+			}
+			if err := b.serveAccount(ctx, tx, takes[:n]); err != nil {
+				return fmt.Errorf("stripe budget: %w", err)
+			}
+			takes = takes[n:]
+		}
+		return nil
+	})
+}
+
+func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) error {
+	l, now, err := lockLine(ctx, tx, takes[0].account)
+	if err != nil {
+		return err
+	}
+	var clicks [][16]byte
+	var tickets []int64
+	var untils []time.Time
+	for _, t := range takes {
+		switch t.ask {
+		case askLower:
+			l.lower(now, b.rate)
+		case askRetry:
+			wait, ok := l.retry(now, b.rate)
+			t.turn = turn{wait: wait, slot: ok}
+		case askTurn:
+			t.turn = l.take(now, t.click.Ticket, b.rate)
+			if t.turn.slot && t.click.Ticket == 0 {
+				continue // it never had to wait, so its row says all that it should
+			}
+			clicks, tickets = append(clicks, t.click.ID), append(tickets, t.turn.ticket)
+			untils = append(untils, b.openUntil(t.turn))
+			if t.turn.slot {
+				tickets[len(tickets)-1] = 0 // out of the line: from here on only a worker that dies leaves it open
+			}
+		}
+	}
+	batch := &pgx.Batch{}
+	batch.Queue(`UPDATE stripe_budget SET slot_at = $2, head = $3, last_ticket = $4, 
+			lowered_to = nullif($5, 0::float8), lowered_at = CASE WHEN $5 > 0 THEN $6::timestamptz END WHERE account = $1`,
+		takes[0].account, l.slotAt, l.head, l.last, l.loweredTo, l.loweredAt)
+	if len(clicks) > 0 {
+		batch.Queue(`UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
+			FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until)
+			WHERE c.id = t.id AND c.outcome IS NULL`, clicks, tickets, untils)
+	}
+	return tx.SendBatch(ctx, batch).Close()
+}
+
+// noShow is how long a place is kept for a person whose turn has come.
+const noShow = 30 * time.Second
+
+func (b *Budget) openUntil(t turn) time.Time {
+	if t.slot {
+		return b.now().Add(clickLife)
+	}
+	return b.now().Add(t.wait + noShow)
+}
+
+// lockLine reads an account's row, makes it where there is none, and holds it until the
+// transaction ends.
+func lockLine(ctx context.Context, tx pgx.Tx, account string) (l line, now time.Time, err error) {
+	read := func() error {
+		batch := &pgx.Batch{}
+		// What a crash of Postgres loses here is a moment of pacing, not worth a disk's wait
+		// under a lock that everybody wants.
+		batch.Queue(`SET LOCAL synchronous_commit = off`)
+		batch.Queue(`SELECT slot_at, head, last_ticket, coalesce(lowered_to, 0), coalesce(lowered_at, slot_at)
+			FROM stripe_budget WHERE account = $1 FOR UPDATE`, account).QueryRow(func(row pgx.Row) error {
+			return row.Scan(&l.slotAt, &l.head, &l.last, &l.loweredTo, &l.loweredAt)
+		})
+		batch.Queue(`SELECT clock_timestamp()`).QueryRow(func(row pgx.Row) error { return row.Scan(&now) }) // once the lock is there
+		return tx.SendBatch(ctx, batch).Close()
+	}
+	if err = read(); !errors.Is(err, pgx.ErrNoRows) {
+		return l, now, err
+	}
+	if _, err = tx.Exec(ctx, `INSERT INTO stripe_budget (account, slot_at) VALUES ($1, now()) ON CONFLICT DO NOTHING`, account); err != nil {
+		return l, now, err
+	}
+	return l, now, read()
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,116 @@
+package portal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// group makes concurrent calls share a transaction. Calls that come while others are being
+// committed wait and form the next transaction together, so a group is as large as the load makes
+// it, and on an idle database a call waits for nobody: there is no timer. It owns no goroutine
+// while nothing is asked of it.
+type group[T any] struct {
+	// commit serves items in one transaction and leaves what it found in them.
+	commit  func(ctx context.Context, items []T) error
+	workers int // transactions at a time
+	most    int // items in a transaction
+
+	mu      sync.Mutex
+	waiting []*groupCall[T]
+	running int
+}
+
+type groupCall[T any] struct {
+	item T
+	done chan error
+}
+
+// groupTimeout bounds a group's transaction. Nobody's own context does: one caller that leaves
+// must not fail the others.
+const groupTimeout = 5 * time.Second
+
+// do serves an item with whatever else is waiting. After an error nothing is known to be durable.
+// When ctx ends first, an item that no transaction has taken yet is never served.
+func (g *group[T]) do(ctx context.Context, item T) error {
+	call := &groupCall[T]{item, make(chan error, 1)}
+	g.mu.Lock()
+	g.waiting = append(g.waiting, call)
+	if g.running < g.workers {
+		g.running++
+		go g.run()
+	}
+	g.mu.Unlock()
+	select {
+	case err := <-call.done:
+		return err
+	case <-ctx.Done():
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.waiting = slices.DeleteFunc(g.waiting, func(c *groupCall[T]) bool { return c == call })
+		return ctx.Err()
+	}
+}
+
+// run serves groups until nobody waits.
+func (g *group[T]) run() {
+	for {
+		g.mu.Lock()
+		n := min(len(g.waiting), g.most)
+		if n == 0 {
+			g.running--
+			g.mu.Unlock()
+			return
+		}
+		calls := slices.Clone(g.waiting[:n])
+		g.waiting = slices.Delete(g.waiting, 0, n)
+		g.mu.Unlock()
+		g.serve(calls)
+	}
+}
+
+// serve commits calls together, and, where the database refuses a value of one of them, each
+// apart, so that none fails for another's sake.
+func (g *group[T]) serve(calls []*groupCall[T]) {
+	items := make([]T, len(calls))
+	for i, c := range calls {
+		items[i] = c.item
+	}
+	err := g.try(items)
+	if len(calls) > 1 && RefusesValue(err) {
+		for i := range calls {
+			g.serve(calls[i : i+1])
+		}
+		return
+	}
+	for _, c := range calls {
+		c.done <- err
+	}
+}
+
+func (g *group[T]) try(items []T) (err error) {
+	defer func() {
+		if p := recover(); p != nil { // no handler's recover is on this goroutine
+			err = fmt.Errorf("panic in a transaction: %s", typeName(p))
+		}
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
+	defer cancel()
+	return g.commit(ctx, items)
+}
+
+// RefusesValue tells an error that the same rows will always meet (data exception, integrity
+// constraint, program limit) from one that passes.
+func RefusesValue(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	class := pg.Code[:min(2, len(pg.Code))]
+	return class == "22" || class == "23" || class == "54"
+}

@@ -1,0 +1,60 @@
+package portal
+
+import (
+	"crypto/hmac"
+	"encoding/base64"
+	"encoding/binary"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// A place is what a POST gives a person who has to wait: the proof that the button was pressed,
+// and which click it began. It stands behind the token in the URL that the waiting page comes
+// back to, and is
+//
+//	key id (1) | click id (16) | end, Unix seconds (4) | MAC (18)
+//
+// in base64url, 52 characters. The MAC covers these and the link's id, under a key of its own
+// (HKDF, info placeKeyInfo), so that no token passes as a place and no place works with another
+// link. It says nothing about the click: whether it is still open stands in the database.
+const (
+	placeRawLen  = 1 + 16 + 4 + tokenMACLen
+	placeLen     = placeRawLen / 3 * 4
+	placeKeyInfo = "latchkey place v1"
+)
+
+// placeLife is how long a place can be come back to. Each page that is shown gives a fresh one.
+const placeLife = time.Hour
+
+// SignPlace returns the place of a click of a link, under the key that signs.
+func (k *Keyring) SignPlace(link, click uuid.UUID, now time.Time) string {
+	var raw [placeRawLen]byte
+	raw[0] = k.signer
+	copy(raw[1:], click[:])
+	binary.BigEndian.PutUint32(raw[17:], uint32(now.Add(placeLife).Unix()))
+	mac := k.keys[k.signer].places.mac(raw[:placeRawLen-tokenMACLen], link[:])
+	copy(raw[placeRawLen-tokenMACLen:], mac[:])
+	return base64.RawURLEncoding.EncodeToString(raw[:])
+}
+
+// VerifyPlace returns the click that a place of this link names, or ErrToken for one that was not
+// given out for it or whose time is over.
+func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (uuid.UUID, error) {
+	var raw [placeRawLen]byte
+	if len(place) != placeLen {
+		return uuid.Nil, ErrToken
+	}
+	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(place)); err != nil || n != placeRawLen {
+		return uuid.Nil, ErrToken
+	}
+	key := k.keys[raw[0]]
+	if key == nil {
+		return uuid.Nil, ErrToken
+	}
+	mac := key.places.mac(raw[:placeRawLen-tokenMACLen], link[:])
+	if !hmac.Equal(mac[:], raw[placeRawLen-tokenMACLen:]) || now.Unix() >= int64(binary.BigEndian.Uint32(raw[17:])) {
+		return uuid.Nil, ErrToken
+	}
+	return uuid.UUID(raw[1:17]), nil
+}
