@@ -338,6 +338,35 @@ func TestRenewEndsWithARevocationInTheChain(t *testing.T) {
 	}
 }
 
+// A revocation that meets a renewal in the middle of its transaction ends the new link as well.
+func TestRenewDoesNotSlipThroughARevocation(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	old := w.emailed(testDeliver)
+	w.at(time.Hour)
+	publish, revoked := w.issuer.Publish, make(chan error, 1)
+	var once sync.Once
+	w.issuer.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
+		once.Do(func() {
+			go func() {
+				_, err := w.store.Revoke(w.ctx, portal.Revocation{Customer: old.Customer, By: "jo"})
+				revoked <- err
+			}()
+			w.eventually("a revocation that waits", func() bool {
+				return w.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+			})
+		})
+		return publish(ctx, tx, rows...)
+	}
+	if !w.renew(old.ID) {
+		t.Fatal("not renewed")
+	}
+	must(t, <-revoked)
+	if n := w.count(`SELECT count(*) FROM links WHERE revoked_at IS NULL`); n != 0 {
+		t.Errorf("%d links live on", n)
+	}
+}
+
 // A producer may have chosen the id that a renewal would have.
 func TestRenewNeverTakesAProducersLink(t *testing.T) {
 	t.Parallel()
