@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -155,6 +156,18 @@ func TestLinkTakesAWholeRequest(t *testing.T) {
 	}
 	if code, _, stderr := enqueue(t, url, `{"id": "u", "source": "support", "sesion": {}}`, "link", "--request", "-", "--wait"); code != 1 || !strings.Contains(stderr, "$.sesion") {
 		t.Errorf("a misspelt field: exit %d\n%s", code, stderr)
+	}
+}
+
+// Whoever looks up a link that was renewed is led to the new one.
+func TestStatusOfARenewedLink(t *testing.T) {
+	t.Parallel()
+	id := uuid.NewString()
+	var out strings.Builder
+	printStatus(&out, &jobs.Status{Link: &jobs.LinkStatus{State: portal.StateExpired},
+		Timeline: []jobs.Happening{{Kind: portal.LinkRenewed, Detail: map[string]any{"new_link_id": id}}}})
+	if !strings.Contains(out.String(), "link.renewed       new_link_id="+id+"\n") {
+		t.Errorf("%s", out.String())
 	}
 }
 

@@ -116,8 +116,8 @@ func newRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke",
 		Short: "End links for ever",
-		Long: `Ends one link, a request's, a customer's or a campaign's links; effective on the next click. Prints
-how many it ended.`,
+		Long: `Ends one link, a request's, a customer's or a campaign's links; effective on the next click. A link
+that was renewed ends with its renewals. Prints how many it ended.`,
 		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {

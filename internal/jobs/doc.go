@@ -3,6 +3,7 @@
 //	PORTAL_REQUESTS ─► intake.go: fetch a batch ─► request.go: parse, check
 //	                   ─► issue.go: one transaction (links, audit, one publish job) ─► ack
 //	portal.links.*  ─► service.go: the same, answered at once
+//	expired link    ─► renew.go: a request made of its row, and the same transaction
 //	River           ─► publish.go: audit rows become CloudEvents on PORTAL_EVENTS
 //	                   river.go: the client, its settings, and the sweeper of interrupted clicks
 //

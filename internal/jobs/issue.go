@@ -44,6 +44,8 @@ type Item struct {
 	Repeat    bool         // the link was there before
 
 	hash       []byte
+	deliver    []byte    // JSON of Request.Deliver; empty = none
+	renewalOf  uuid.UUID // first link of the chain that a renewal belongs to; uuid.Nil = not a renewal
 	redelivery bool
 	refuse     *Rejection // set once the database refused the item
 }
@@ -135,7 +137,7 @@ func (s *Issuer) parse(item *Item, now time.Time) {
 		err = field("$.source", "must be the token behind "+RequestsPrefix+" in the subject", "another source")
 	}
 	if err == nil {
-		item.Link, item.hash, err = s.newLink(req, now)
+		err = s.prepare(item, now)
 	}
 	if err != nil && !errors.As(err, &item.Rejection) {
 		item.Rejection = &Rejection{InvalidField, "$: can't be stored"}
@@ -147,38 +149,46 @@ func (s *Issuer) parse(item *Item, now time.Time) {
 
 func (i *Item) expired() bool { return i.Rejection != nil && i.Rejection.Code == Expired }
 
-func (s *Issuer) newLink(req *Request, now time.Time) (*portal.Link, []byte, error) {
-	hash, err := req.hash()
-	if err != nil {
-		return nil, nil, err
+// prepare makes the link of an item whose request has passed its checks.
+func (s *Issuer) prepare(item *Item, now time.Time) error {
+	req := item.Request
+	var err error
+	if item.hash, err = req.hash(); err != nil {
+		return err
 	}
 	session, err := json.Marshal(req.Session)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	metadata := []byte("{}")
 	if len(req.Metadata) > 0 {
 		if metadata, err = json.Marshal(req.Metadata); err != nil {
-			return nil, nil, err
+			return err
+		}
+	}
+	item.deliver = nil
+	if len(req.Deliver) > 0 {
+		if item.deliver, err = json.Marshal(req.Deliver); err != nil {
+			return err
 		}
 	}
 	expires, err := req.Expiry(s.Rules, now)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	id, err := uuid.NewV7()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	link := &portal.Link{
+	item.Link = &portal.Link{
 		ID: id, RequestID: req.ID, Source: req.Source, Campaign: req.Campaign,
 		Customer: req.Session.CustomerID(), StripeAccount: req.StripeAccount,
 		Session: session, Metadata: metadata, KeyID: s.Keys.SignerID(), CreatedAt: now, ExpiresAt: expires,
 	}
 	if req.MaxSessions != nil {
-		link.MaxSessions = *req.MaxSessions
+		item.Link.MaxSessions = *req.MaxSessions
 	}
-	return link, hash, nil
+	return nil
 }
 
 // insertLinks writes one row for each request id that has none, and marks the other items as
@@ -205,6 +215,7 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	requests, sources, customers := make([]string, n), make([]string, n), make([]string, n)
 	campaigns, accounts := make([]string, n), make([]string, n)
 	sessions, metadata := make([]string, n), make([]string, n)
+	delivers, roots := make([]string, n), make([]*[16]byte, n)
 	keys, limits := make([]int16, n), make([]int32, n)
 	published, expires := make([]time.Time, n), make([]time.Time, n)
 	for i, item := range batch {
@@ -212,20 +223,25 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		ids[i], hashes[i], requests[i], sources[i], customers[i] = l.ID, item.hash, l.RequestID, l.Source, l.Customer
 		campaigns[i], accounts[i], sessions[i], metadata[i] = l.Campaign, l.StripeAccount, string(l.Session), string(l.Metadata)
 		keys[i], limits[i], published[i], expires[i] = int16(l.KeyID), int32(l.MaxSessions), item.Published, l.ExpiresAt
+		delivers[i] = string(item.deliver)
+		if item.renewalOf != uuid.Nil {
+			roots[i] = (*[16]byte)(&item.renewalOf)
+		}
 	}
 	rows, err := tx.Query(ctx, `
 		INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, stripe_account,
-			session, metadata, key_id, max_sessions, created_at, expires_at)
+			session, metadata, key_id, max_sessions, created_at, expires_at, deliver, renewal_of)
 		SELECT id, request_id, request_hash, published_at, source, nullif(campaign, ''), customer, nullif(account, ''),
-			session::jsonb, metadata::jsonb, key_id, nullif(max_sessions, 0), $1, expires_at
+			session::jsonb, metadata::jsonb, key_id, nullif(max_sessions, 0), $1, expires_at,
+			nullif(deliver, '')::jsonb, renewal_of
 		FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::text[],
-			$10::text[], $11::text[], $12::smallint[], $13::int[], $14::timestamptz[])
+			$10::text[], $11::text[], $12::smallint[], $13::int[], $14::timestamptz[], $15::text[], $16::uuid[])
 			AS t (id, request_id, request_hash, published_at, source, campaign, customer, account,
-				session, metadata, key_id, max_sessions, expires_at)
+				session, metadata, key_id, max_sessions, expires_at, deliver, renewal_of)
 		ON CONFLICT (request_id) DO NOTHING
 		RETURNING request_id`,
 		now, ids, requests, hashes, published, sources, campaigns, customers, accounts,
-		sessions, metadata, keys, limits, expires)
+		sessions, metadata, keys, limits, expires, delivers, roots)
 	if err != nil {
 		return fmt.Errorf("insert links: %w", err)
 	}

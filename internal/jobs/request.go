@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/mail"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -111,7 +112,10 @@ func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 	if err != nil {
 		return req, decodeRejection(err)
 	}
-	return req, req.check(rules, now)
+	if err := req.check(rules, now); err != nil {
+		return req, err
+	}
+	return req, req.deliverable()
 }
 
 func validID(id string) bool {
@@ -354,8 +358,7 @@ func (r *Request) Expiry(rules Rules, now time.Time) (time.Time, error) {
 	return expires, nil
 }
 
-// checkDeliver checks the channels' form; then, since none is configured in this version, it
-// rejects what would not be delivered instead of taking it and staying silent.
+// checkDeliver checks the channels' form.
 func (r *Request) checkDeliver() error {
 	if len(r.Deliver) > 5 {
 		return field("$.deliver", "may have at most 5 entries", strconv.Itoa(len(r.Deliver)))
@@ -365,6 +368,12 @@ func (r *Request) checkDeliver() error {
 			return err
 		}
 	}
+	return nil
+}
+
+// deliverable rejects, since no channel is configured in this version, what would not be delivered
+// instead of taking it and staying silent.
+func (r *Request) deliverable() error {
 	for i, d := range r.Deliver {
 		return &Rejection{DeliveryUnavailable, fmt.Sprintf("$.deliver[%d]: delivery by %s is not configured; the link.issued event carries the URL", i, d.Channel)}
 	}
@@ -405,14 +414,17 @@ func (d *Delivery) check(at string) error {
 // hash tells a repeat from another request under the same id. It is taken of the request in one
 // spelling, whatever its field order, white space and number forms.
 func (r *Request) hash() ([]byte, error) {
-	for i := range r.Deliver {
-		if d := &r.Deliver[i].Data; len(*d) > 0 {
-			if err := d.Canonicalize(); err != nil { // RFC 8785
+	spelt := *r
+	spelt.Deliver = slices.Clone(r.Deliver) // what is stored keeps its digits: RFC 8785 knows no number beyond a double
+	for i := range spelt.Deliver {
+		if d := &spelt.Deliver[i]; len(d.Data) > 0 {
+			d.Data = d.Data.Clone()
+			if err := d.Data.Canonicalize(); err != nil { // RFC 8785
 				return nil, fmt.Errorf("canonical form of a delivery's data: %w", err)
 			}
 		}
 	}
-	body, err := json.Marshal(r, json.Deterministic(true))
+	body, err := json.Marshal(&spelt, json.Deterministic(true))
 	if err != nil {
 		return nil, fmt.Errorf("canonical form of request %q: %w", r.ID, err)
 	}

@@ -12,7 +12,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Revocation says which links die, by whom and why. Exactly one of the first four is set.
+// Revocation says which links die, by whom and why. Exactly one of the first four is set. A link,
+// named by its id or its request's, dies with its chain: who takes a link away means what it was
+// renewed to as well, and need not know of it.
 type Revocation struct {
 	LinkID    string `json:"link_id,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
@@ -31,10 +33,11 @@ const revokeChunk = 500
 func (r Revocation) where() (string, any, error) {
 	set := 0
 	where, arg := "", any(nil)
-	for column, value := range map[string]string{"id": r.LinkID, "request_id": r.RequestID, "stripe_customer": r.Customer, "campaign": r.Campaign} {
+	for condition, value := range map[string]string{chainOf("id"): r.LinkID, chainOf("request_id"): r.RequestID,
+		"stripe_customer = $1": r.Customer, "campaign = $1": r.Campaign} {
 		if value != "" {
 			set++
-			where, arg = column+" = $1", value
+			where, arg = condition, value
 		}
 	}
 	if set != 1 || r.By == "" || utf8.RuneCountInString(r.By) > 200 || utf8.RuneCountInString(r.Reason) > 200 {
@@ -53,6 +56,13 @@ func (r Revocation) where() (string, any, error) {
 	return where, arg, nil
 }
 
+// chainOf selects the link that a unique column names, the first one of its chain, and all that
+// this was renewed to. Scalar subselects, since an index serves those on both sides of an OR.
+func chainOf(column string) string {
+	first := `(SELECT coalesce(renewal_of, id) FROM links WHERE ` + column + ` = $1)`
+	return `(id = ` + first + ` OR renewal_of = ` + first + `)`
+}
+
 // Revoke ends links for ever, effective on their next click on every replica, and returns how
 // many it ended; links that were revoked before are not counted. A crash between chunks leaves
 // the first ones revoked, and a second call ends the rest.
@@ -68,10 +78,11 @@ func (s *Store) Revoke(ctx context.Context, r Revocation) (int, error) {
 		if err != nil {
 			return total, err
 		}
-		if total += n; n < revokeChunk {
+		if n == 0 {
 			return total, nil
 		}
-		after = last
+		// Until there is none: a chunk may have waited for a renewal, whose new link only the next one sees.
+		total, after = total+n, last
 	}
 }
 

@@ -51,6 +51,41 @@ func TestRevokeBySelector(t *testing.T) {
 	b.checkBooks()
 }
 
+// Whichever link of a chain is named, all of it ends, and nothing else.
+func TestRevokeEndsTheChain(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for pick, name := range []func(*Link) Revocation{
+		func(l *Link) Revocation { return Revocation{LinkID: l.ID.String(), By: "jo"} },
+		func(l *Link) Revocation { return Revocation{RequestID: l.RequestID, By: "jo"} },
+		func(l *Link) Revocation { return Revocation{LinkID: l.ID.String(), By: "jo"} },
+	} {
+		chain := []*Link{b.link(nil), b.link(nil), b.link(nil)}
+		other := []*Link{b.link(nil), b.link(nil)}
+		for _, links := range [][]*Link{chain, other} {
+			for _, l := range links[1:] {
+				if _, err := b.owner.Exec(t.Context(), `UPDATE links SET renewal_of = $2 WHERE id = $1`, l.ID, links[0].ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if n, err := b.store.Revoke(t.Context(), name(chain[pick])); n != 3 || err != nil {
+			t.Errorf("link %d of the chain: %d, %v", pick, n, err)
+		}
+		for _, l := range chain {
+			if b.reload(l).RevokedAt.IsZero() {
+				t.Errorf("link %d of the chain named, %s lives on", pick, l.RequestID)
+			}
+		}
+		for _, l := range other {
+			if !b.reload(l).RevokedAt.IsZero() {
+				t.Errorf("link %d of the chain named, and another chain's ended", pick)
+			}
+		}
+	}
+	b.checkBooks()
+}
+
 func TestRevokeNothing(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
