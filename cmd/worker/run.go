@@ -95,7 +95,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer stripe.Close()
 	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
 	defer abortClicks()
-	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(),
+	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(), Renew: issuer.Renew,
 		TrustedProxies: cfg.proxies, Log: log, Abort: abort,
 		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
 

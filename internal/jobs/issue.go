@@ -15,7 +15,6 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"latchkey/internal/portal"
@@ -99,7 +98,7 @@ type part struct {
 // checks let through, each in its own, so that one bad request holds up no other and is rejected.
 func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item) []part {
 	err := s.Issue(ctx, items)
-	if err == nil || !refusesValue(err) {
+	if err == nil || !portal.RefusesValue(err) {
 		return []part{{items, err}}
 	}
 	if len(items) == 1 {
@@ -112,17 +111,6 @@ func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item
 		parts = append(parts, s.issueApart(ctx, log, items[i:i+1])...)
 	}
 	return parts
-}
-
-// refusesValue tells an error that the same rows will always meet (data exception, integrity
-// constraint, program limit) from one that passes.
-func refusesValue(err error) bool {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return false
-	}
-	class := pg.Code[:min(2, len(pg.Code))]
-	return class == "22" || class == "23" || class == "54"
 }
 
 // parse checks a request and prepares its link.

@@ -177,7 +177,7 @@ func serviceError(err error) (code, text string) {
 		return CodeNotFound, "no link, request or click has this id"
 	case errors.Is(err, portal.ErrRevocation), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
-	case refusesValue(err):
+	case portal.RefusesValue(err):
 		return CodeBadRequest, "the request holds a value that can't be stored or looked up, such as U+0000"
 	}
 	return CodeUnavailable, "can't be served right now; try again in a few seconds"
