@@ -30,9 +30,10 @@ import (
 )
 
 func main() {
+	only := flag.String("only", "", "one part alone: intake, service or clicks")
 	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
 	flag.Parse()
-	b := &bench{short: *short, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
+	b := &bench{short: *short, only: *only, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
 	if err := b.run(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -45,6 +46,7 @@ func main() {
 
 type bench struct {
 	short  bool
+	only   string
 	out    *tabwriter.Writer
 	missed int
 
@@ -75,8 +77,14 @@ func (b *bench) run(ctx context.Context) (err error) {
 	fmt.Printf("%s, %d CPUs, %s; Postgres with fsync, NATS JetStream on disk; medians of %d interleaved rounds\n\n",
 		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), runtime.Version(), b.rounds())
 	fmt.Fprintln(b.out, "what\tours\tcompared with\tratio\tgoal")
-	for _, part := range []func(context.Context) error{b.intake, b.service} {
-		if err := part(ctx); err != nil {
+	for _, part := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"intake", b.intake}, {"service", b.service}, {"clicks", b.clicks}} {
+		if b.only != "" && b.only != part.name {
+			continue
+		}
+		if err := part.run(ctx); err != nil {
 			return err
 		}
 		_ = b.out.Flush()
@@ -107,6 +115,24 @@ func (b *bench) start(ctx context.Context) (err error) {
 	}
 	_, err = migrations.Up(ctx, b.pool)
 	return err
+}
+
+// database makes another one, migrated.
+func (b *bench) database(ctx context.Context, name string) (*pgxpool.Pool, error) {
+	if _, err := b.pool.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return nil, err
+	}
+	cfg, err := pgxpool.ParseConfig(b.pg.URL(name))
+	if err != nil {
+		return nil, err
+	}
+	cfg.MaxConns = 16
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	_, err = migrations.Up(ctx, pool)
+	return pool, err
 }
 
 func (b *bench) stop(ctx context.Context) {

@@ -1,0 +1,320 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"latchkey/internal/portal"
+)
+
+// connections that the load holds open.
+const connections = 64
+
+// site is a worker on a database of its own with a number of links.
+type site struct {
+	links  int
+	pool   *pgxpool.Pool
+	worker *worker
+	keys   *portal.Keyring
+}
+
+// clicks compares GET and POST with a plain handler that does one SELECT and commits one INSERT,
+// and GET on few links with GET on many. Each request goes to another link, as people's do.
+func (b *bench) clicks(ctx context.Context) error {
+	binary, err := b.build(ctx)
+	if err != nil {
+		return err
+	}
+	sim, err := startSimulator()
+	if err != nil {
+		return err
+	}
+	defer sim.close()
+	few, many, d := 10_000, 5_000_000, 5*time.Second
+	if b.short {
+		few, many, d = 1000, 20_000, time.Second
+	}
+	small, err := b.site(ctx, binary, "small", few, sim.url)
+	if err != nil {
+		return err
+	}
+	defer small.close()
+	large, err := b.site(ctx, binary, "large", many, sim.url)
+	if err != nil {
+		return err
+	}
+	defer large.close()
+	plain, closePlain, err := small.plainHandler(ctx)
+	if err != nil {
+		return err
+	}
+	defer closePlain()
+	targets := []*target{
+		{what: "plain handler, SELECT + INSERT", method: http.MethodGet, site: small, origin: plain, want: http.StatusOK},
+		{what: "click GET, page and audit row", method: http.MethodGet, site: small, want: http.StatusOK, goal: 1.3},
+		{what: "click POST, session, two commits", method: http.MethodPost, site: small, want: http.StatusSeeOther, goal: 0.4},
+		{what: "click GET, many links", method: http.MethodGet, site: large, want: http.StatusOK},
+	}
+	for range b.rounds() {
+		for _, t := range targets {
+			if err := t.full(ctx, d); err != nil {
+				return err
+			}
+			t.ratios = append(t.ratios, t.rates[len(t.rates)-1]/targets[0].rates[len(targets[0].rates)-1])
+		}
+		for _, t := range targets[1:] {
+			if err := t.half(ctx, d); err != nil {
+				return err
+			}
+		}
+	}
+	b.tellClicks(targets)
+	return nil
+}
+
+func (b *bench) tellClicks(targets []*target) {
+	plain := targets[0]
+	other := fmt.Sprintf("%s: %.0f/s, p99 %s", plain.what, median(plain.rates), ms(median(plain.p99s)))
+	for _, t := range targets[1:] {
+		what := fmt.Sprintf("%s, %d links, %d connections", t.what, t.site.links, connections)
+		goal, met := "shown", true
+		if t.goal > 0 {
+			goal, met = fmt.Sprintf("≥ %.1f", t.goal), median(t.ratios) >= t.goal
+		}
+		b.goal(met, what, fmt.Sprintf("%.0f/s, p99 %s", median(t.rates), ms(median(t.p99s))), other, fmt.Sprintf("%.2f", median(t.ratios)), goal)
+		half := median(t.halfP99s)
+		goal, met = "shown", true
+		if t == targets[1] {
+			goal, met = "< 15 ms", half < 15*time.Millisecond
+		}
+		b.goal(met, "  at half that load, p50 and p99", ms(median(t.halfP50s))+", "+ms(half), "", "", goal)
+		b.goal(true, "  allocations a request, all of the process", fmt.Sprintf("%.0f", median(t.allocs)), "", "", "shown")
+	}
+	few, many := targets[1], targets[3]
+	grows := float64(median(many.halfP50s)) / float64(median(few.halfP50s))
+	b.goal(grows < 1.25, fmt.Sprintf("click GET p50, %d against %d links, half load each", many.site.links, few.site.links),
+		ms(median(many.halfP50s)), ms(median(few.halfP50s)), fmt.Sprintf("%.2f", grows), "< 1.25")
+}
+
+// target is one kind of request and what was measured of it, an entry a round.
+type target struct {
+	what, method string
+	site         *site
+	origin       string // empty = the site's worker
+	want         int
+	goal         float64
+	next         int // the link of the next run's first request
+
+	rates, ratios, allocs    []float64
+	p99s, halfP50s, halfP99s []time.Duration
+}
+
+// full sends as much as the connections take.
+func (t *target) full(ctx context.Context, d time.Duration) error {
+	before := t.site.worker.mallocs()
+	took, err := t.load(ctx, d, 0)
+	if err != nil {
+		return err
+	}
+	t.rates = append(t.rates, float64(len(took))/d.Seconds())
+	t.p99s = append(t.p99s, quantile(took, 0.99))
+	t.allocs = append(t.allocs, (t.site.worker.mallocs()-before)/float64(len(took)))
+	return nil
+}
+
+// half sends at half the rate of the round's full load, and counts each request's time from when
+// it was due, so that a stall counts for all that it held up.
+func (t *target) half(ctx context.Context, d time.Duration) error {
+	took, err := t.load(ctx, d, t.rates[len(t.rates)-1]/2)
+	if err != nil {
+		return err
+	}
+	t.halfP50s, t.halfP99s = append(t.halfP50s, quantile(took, 0.5)), append(t.halfP99s, quantile(took, 0.99))
+	return nil
+}
+
+// load sends requests over all connections for a time, at a rate where it is not 0, and returns
+// how long each took.
+func (t *target) load(ctx context.Context, d time.Duration, rate float64) ([]time.Duration, error) {
+	origin := t.origin
+	if origin == "" {
+		origin = t.site.worker.public
+	}
+	var mu sync.Mutex
+	var all []time.Duration
+	var failed error
+	var people sync.WaitGroup
+	began := time.Now()
+	for person := range connections {
+		people.Go(func() {
+			took, err := t.person(ctx, origin, person, began, d, rate)
+			mu.Lock()
+			defer mu.Unlock()
+			all, failed = append(all, took...), errors.Join(failed, err)
+		})
+	}
+	people.Wait()
+	t.next += len(all) + connections
+	return all, failed
+}
+
+// person is one connection, spoken to without net/http's client: on a machine that everything
+// shares, the load's own work must be small.
+func (t *target) person(ctx context.Context, origin string, person int, began time.Time, d time.Duration, rate float64) (took []time.Duration, err error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", strings.TrimPrefix(origin, "http://"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }()
+	answers := bufio.NewReader(conn)
+	for i := 0; ; i++ {
+		due := time.Now()
+		if rate > 0 {
+			due = began.Add(time.Duration(float64(i*connections+person) / rate * float64(time.Second)))
+			time.Sleep(time.Until(due))
+		}
+		if due.Sub(began) >= d {
+			return took, nil
+		}
+		token, err := t.site.token(t.next + i*connections + person)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := fmt.Fprintf(conn, "%s /l/%s HTTP/1.1\r\nHost: pay.example.com\r\nUser-Agent: Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X)\r\nAccept-Language: de-DE,de;q=0.9\r\nContent-Length: 0\r\n\r\n",
+			t.method, token); err != nil {
+			return nil, err
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return nil, err
+		}
+		if resp.StatusCode != t.want {
+			return nil, fmt.Errorf("%s: %s answered %d", t.what, t.method, resp.StatusCode)
+		}
+		took = append(took, time.Since(due))
+	}
+}
+
+// site makes a database with links and starts a worker on it.
+func (b *bench) site(ctx context.Context, binary, name string, links int, stripe string) (*site, error) {
+	pool, err := b.database(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := portal.ParseKeys(linkKeys)
+	if err != nil {
+		return nil, err
+	}
+	s := &site{links: links, pool: pool, keys: keys}
+	if err := s.fill(ctx); err != nil {
+		return nil, err
+	}
+	s.worker, err = b.startWorker(ctx, binary, name, stripe)
+	return s, err
+}
+
+func (s *site) close() {
+	s.worker.stop()
+	s.pool.Close()
+}
+
+// fill writes the links by SQL: what is measured is reading them.
+func (s *site) fill(ctx context.Context) error {
+	const sql = `INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, session, metadata, key_id, created_at, expires_at)
+		SELECT ('01970000' || lpad(to_hex(i), 8, '0') || '70008000' || substr(md5(i::text), 1, 8))::uuid, 'bench-' || i, sha256(i::text::bytea), now(), 'bench', 'bench-2026',
+			'cus_Bench' || i, jsonb_build_object('customer', 'cus_Bench' || i, 'return_url', 'https://app.example.com/billing'), '{"invoice": "in_1"}', 1, now(), now() + interval '30 days'
+		FROM generate_series($1::int, $2::int) i`
+	const step = 250_000
+	for from := 0; from < s.links; from += step {
+		if _, err := s.pool.Exec(ctx, sql, from, min(from+step, s.links)-1); err != nil {
+			return err
+		}
+	}
+	if _, err := s.pool.Exec(ctx, `VACUUM ANALYZE links`); err != nil {
+		return err
+	}
+	_, err := s.pool.Exec(ctx, `CHECKPOINT`)
+	return err
+}
+
+// token is the token of the i-th request's link: far apart in the table from the one before.
+func (s *site) token(i int) (string, error) {
+	id, err := s.id(i)
+	if err != nil {
+		return "", err
+	}
+	return s.keys.Sign(1, id)
+}
+
+func md5Of(n uint64) string {
+	sum := md5.Sum([]byte(strconv.FormatUint(n, 10)))
+	return hex.EncodeToString(sum[:4])
+}
+
+func (s *site) id(i int) (id uuid.UUID, err error) {
+	n := uint64(i) * 2_654_435_761 % uint64(s.links) // Knuth's multiplier, prime to the sizes
+	return uuid.Parse(fmt.Sprintf("01970000%08x70008000%s", n, md5Of(n)))
+}
+
+// plainHandler is what most would write: look the link up, write a row, answer.
+func (s *site) plainHandler(ctx context.Context) (origin string, closeIt func(), err error) {
+	if _, err := s.pool.Exec(ctx, `CREATE TABLE plain_opens (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, link_id uuid NOT NULL, at timestamptz NOT NULL DEFAULT now())`); err != nil {
+		return "", nil, err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, err := s.keys.Verify(strings.TrimPrefix(r.URL.Path, "/l/"))
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		var session []byte
+		if err := s.pool.QueryRow(r.Context(), `SELECT session FROM links WHERE id = $1`, id).Scan(&session); err != nil {
+			http.Error(w, "no link", http.StatusNotFound)
+			return
+		}
+		if _, err := s.pool.Exec(r.Context(), `INSERT INTO plain_opens (link_id) VALUES ($1)`, id); err != nil {
+			http.Error(w, "no row", http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write(session)
+	})}
+	go func() { _ = srv.Serve(ln) }()
+	return "http://" + ln.Addr().String(), func() { _ = srv.Close() }, nil
+}
+
+// mallocs is how many objects the worker's process has allocated, all its work together.
+func (w *worker) mallocs() float64 {
+	resp, err := http.Get(w.admin + "/metrics")
+	if err != nil {
+		return 0
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		if value, ok := strings.CutPrefix(lines.Text(), "go_memstats_mallocs_total "); ok {
+			n, _ := strconv.ParseFloat(value, 64)
+			return n
+		}
+	}
+	return 0
+}
