@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -308,7 +307,7 @@ func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail 
 // refresh. It serves the click that the place names. A click that is over is not begun again by
 // a GET: the history of a browser can hold this URL.
 func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answer {
-	if v.link.StateAt(s.Store.Now()) == StateRevoked || s.Detector.Look(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now()).prefetched() {
+	if v.link.StateAt(s.Store.Now()) == StateRevoked || isPrefetch(v.r) {
 		return s.look(ctx, v)
 	}
 	if s.Stripe.Spared() {
@@ -484,9 +483,6 @@ func (s *ClickServer) databaseAway(v *visit, click uuid.UUID, err error) answer 
 	}
 	return answer{page: pageTryAgain, retryAfter: 5, refresh: 5}
 }
-
-// prefetched tells a browser that looks ahead from one that shows the page to its person.
-func (v Verdict) prefetched() bool { return slices.Contains(v.Signals, "prefetch") }
 
 func (s *ClickServer) tooMany(limit string, after time.Duration) answer {
 	s.limited.WithLabelValues(limit).Inc()

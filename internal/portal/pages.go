@@ -36,6 +36,11 @@ const (
 	pageTooLarge page = "too_large"
 
 	pageIncomplete page = "incomplete"
+
+	pageWaiting      page = "waiting"
+	pageCustomerGone page = "customer_gone"
+	pageTooMany      page = "too_many"
+	pageRenewed      page = "renewed"
 )
 
 // words are a page's status and text.
@@ -45,6 +50,7 @@ type words struct {
 }
 
 var english = map[page]words{
+	pageWaiting: {200, "You’re in line", ""}, pageCustomerGone: {502, "gone", ""}, pageTooMany: {429, "many", ""}, pageRenewed: {202, "renewed", ""},
 	pageConfirm:    {200, "Your billing page is ready", "Continue to Stripe’s secure billing page to manage your payment details and your plan."},
 	pageNotFound:   {404, "This link does not work", "The address may have been cut off on its way to you. Please open it again from the original message."},
 	pageExpired:    {410, "This link has expired", "For your security, links to your billing page work for a limited time only. Please ask for a new one."},

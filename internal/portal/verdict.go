@@ -106,28 +106,28 @@ func (d *Detector) Look(r *http.Request, ip netip.Addr, link uuid.UUID, campaign
 	if r.Method == http.MethodHead {
 		signals = append(signals, "head")
 	}
-	page := maphash.Comparable(d.seed, visit{network(ip), link})
+	page := maphash.Comparable(d.seed, shown{network(ip), link})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r.Method == http.MethodGet {
 		d.pages.put(page, struct{}{}, now)
 	}
-	return judge(d.ofBurst(signals, ip, link, campaign, now))
+	return judge(d.ofBurst(signals, r, ip, link, campaign, now))
 }
 
 // Press judges POST.
 func (d *Detector) Press(r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) Verdict {
 	signals := d.ofRequest(r)
-	page := maphash.Comparable(d.seed, visit{network(ip), link})
+	page := maphash.Comparable(d.seed, shown{network(ip), link})
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, shown := d.pages.get(page); !shown && r.Header.Get("Sec-Fetch-Site") != "same-origin" {
+	if _, ok := d.pages.get(page); !ok && r.Header.Get("Sec-Fetch-Site") != "same-origin" {
 		signals = append(signals, "no_page")
 	}
-	return judge(d.ofBurst(signals, ip, link, campaign, now))
+	return judge(d.ofBurst(signals, r, ip, link, campaign, now))
 }
 
-type visit struct {
+type shown struct {
 	network [16]byte
 	link    uuid.UUID
 }
@@ -150,12 +150,8 @@ func judge(signals []string) Verdict {
 // ofRequest returns the signals of the request by itself.
 func (d *Detector) ofRequest(r *http.Request) []string {
 	signals := []string{} // not nil: it stands in JSON
-	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"} {
-		value := strings.ToLower(firstBytes(r.Header.Get(name), 64))
-		if strings.Contains(value, "prefetch") || strings.Contains(value, "preview") { // Safari's old word
-			signals = append(signals, "prefetch")
-			break
-		}
+	if isPrefetch(r) {
+		signals = append(signals, "prefetch")
 	}
 	agent := firstBytes(r.UserAgent(), 512)
 	if strings.TrimSpace(agent) == "" || d.agents.match(agent) {
@@ -173,10 +169,21 @@ func (d *Detector) ofRequest(r *http.Request) []string {
 	return signals
 }
 
+// isPrefetch tells a browser that looks ahead from one that shows the page to its person.
+func isPrefetch(r *http.Request) bool {
+	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"} {
+		value := strings.ToLower(firstBytes(r.Header.Get(name), 64))
+		if strings.Contains(value, "prefetch") || strings.Contains(value, "preview") { // Safari's old word
+			return true
+		}
+	}
+	return false
+}
+
 // ofBurst notes that a link was opened and adds what that makes of its address. An address that is
 // a proxy's has everybody's links behind it and tells nothing.
-func (d *Detector) ofBurst(signals []string, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) []string {
-	if sharedByMany(ip) {
+func (d *Detector) ofBurst(signals []string, r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) []string {
+	if sharedByMany(ip) && r.Header.Get("X-Forwarded-For") != "" {
 		return signals
 	}
 	key := maphash.Comparable(d.seed, opener{network(ip), campaign})
