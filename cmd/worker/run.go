@@ -117,7 +117,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	}
 	clickServer := click.HTTPServer()
 	if cfg.has(roleClick) {
-		r.serve("click server", clickServer, l.public)
+		r.serve("click server", clickServer, click.Listener(l.public))
 	}
 	admin.ready.Store(true)
 	log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())

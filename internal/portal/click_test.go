@@ -158,10 +158,10 @@ func TestVerdict(t *testing.T) {
 	l := b.link(nil)
 	for _, c := range []struct{ method, header, value, want string }{
 		{"GET", "Accept", "*/*", "person"}, {"HEAD", "Accept", "*/*", "scanner"}, {"GET", "Sec-Purpose", "prefetch;prerender", "scanner"},
-		{"GET", "Purpose", "Prefetch", "scanner"}, {"GET", "X-Moz", "prefetch", "scanner"}, {"GET", "X-Purpose", "preview", "person"},
+		{"GET", "Purpose", "Prefetch", "scanner"}, {"GET", "X-Moz", "prefetch", "scanner"}, {"GET", "X-Purpose", "preview", "scanner"},
 	} {
 		b.clock.advance(time.Second)
-		b.do(c.method, "/l/"+b.token(l), c.header, c.value)
+		b.do(c.method, "/l/"+b.token(l), c.header, c.value, "User-Agent", "Mozilla/5.0 (iPhone; CPU iPhone OS 15_0 like Mac OS X)")
 		rows := b.audit(l)
 		if last := rows[len(rows)-1]; last.Kind != LinkOpened || last.Detail["verdict"] != c.want || last.Detail["method"] != c.method || last.Detail["state"] != "live" {
 			t.Errorf("%s %s: %s: %v, want a %s", c.method, c.header, c.value, last.Detail, c.want)
@@ -178,7 +178,7 @@ func TestStripesRefusalsAsPages(t *testing.T) {
 		p      page
 		code   SessionCode
 	}{
-		"cus_deleted":  {502, pageOurFault, CodeCustomerGone},
+		"cus_deleted":  {502, pageCustomerGone, CodeCustomerGone},
 		"cus_noconfig": {502, pageOurFault, CodeNotConfigured},
 		"cus_badurl":   {502, pageOurFault, CodeBadSessionURL},
 		"cus_503":      {503, pageTryAgain, CodeUnavailable},

@@ -30,7 +30,6 @@ func publicServer(t *testing.T, s *ClickServer, change func(*http.Server)) strin
 		t.Fatal(err)
 	}
 	srv := s.HTTPServer()
-	srv.DisableGeneralOptionsHandler = true
 	if change != nil {
 		change(srv)
 	}
@@ -302,14 +301,13 @@ func FuzzRawRequest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	log := &syncBuffer{}
-	s := (&ClickServer{Keys: parseKeys(f, testKeys), Pages: NewPages("Acme", "", false), Log: slog.New(slog.NewTextHandler(log, nil)), Abort: f.Context()}).Init(prometheus.NewRegistry())
+	s := (&ClickServer{Keys: parseKeys(f, testKeys), Pages: NewPages("Acme", "", false), Store: NewStore(nil, nil, time.Now), Limits: NewLimits(), Log: slog.New(slog.NewTextHandler(log, nil)), Abort: f.Context()}).Init(prometheus.NewRegistry())
 	f.Fuzz(func(t *testing.T, request []byte) {
 		if len(request) > 8<<10 {
 			t.Skip() // net/http waits half a second before it closes on what is too large
 		}
 		conn := &memoryConn{in: bytes.NewReader(request), closed: make(chan struct{})}
 		srv := s.HTTPServer()
-		srv.DisableGeneralOptionsHandler = true
 		served := make(chan struct{})
 		go func() { defer close(served); _ = srv.Serve(s.Listener(&oneConn{conn: conn, until: conn.closed})) }()
 		<-served

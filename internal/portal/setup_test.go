@@ -97,6 +97,7 @@ func setup(t *testing.T) *bundle {
 	b.click.Init(b.reg)
 	b.http = httptest.NewUnstartedServer(nil)
 	b.http.Config = b.click.HTTPServer()
+	b.http.Listener = b.click.Listener(b.http.Listener)
 	b.http.Start()
 	t.Cleanup(b.http.Close)
 	b.http.Client().CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

@@ -139,7 +139,8 @@ func TestBurst(t *testing.T) {
 		}
 	}
 	for n := range 100 {
-		look(d, netip.MustParseAddr("10.0.0.1"), n, "", 0).want(t, "a proxy's address", "person")
+		r := visitBy("GET", agentOld, "X-Forwarded-For", "203.0.113.1")
+		d.Look(r, netip.MustParseAddr("10.0.0.1"), testLink(n), "", limitsNow).want(t, "a proxy's address", "person")
 	}
 }
 
