@@ -94,7 +94,7 @@ func TestCrashTable(t *testing.T) {
 	b := setup(t)
 	for _, c := range crashes() {
 		t.Run(c.about, func(t *testing.T) {
-			defer func(outer *testing.T) { b.t = outer }(b.t)
+			defer func(outer testing.TB) { b.t = outer }(b.t)
 			b.t = t
 			c.run(t, b)
 		})

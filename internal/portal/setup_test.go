@@ -37,7 +37,7 @@ var quick = pace{deadline: 30 * time.Second, try: 20 * time.Second, firstPause: 
 
 // bundle is the click path of one test: a database, Stripe, and the server between them.
 type bundle struct {
-	t      *testing.T
+	t      testing.TB
 	pool   *pgxpool.Pool // of the worker's role
 	owner  *pgxpool.Pool // of the role that migrated
 	store  *Store
@@ -82,7 +82,7 @@ func publish(ctx context.Context, tx pgx.Tx, rows ...IDRange) error {
 	return nil
 }
 
-func setup(t *testing.T) *bundle {
+func setup(t testing.TB) *bundle {
 	t.Helper()
 	b := &bundle{t: t, log: &syncBuffer{}, reg: prometheus.NewRegistry()}
 	b.clock.set(time.Date(2026, 11, 2, 9, 0, 0, 0, time.UTC))
