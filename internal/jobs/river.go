@@ -130,7 +130,7 @@ func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[SweepArgs]) error {
 			return err
 		}
 		w.metrics.swept.Add(float64(n))
-		w.log.Warn("closed clicks that a stopped worker left without an outcome", "clicks", n)
+		w.log.Info("closed clicks that were left open", "clicks", n)
 	}
 }
 
