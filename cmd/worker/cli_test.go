@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -27,16 +28,18 @@ func TestBadSettingsAreReportedTogetherWithoutTheirValues(t *testing.T) {
 	t.Parallel()
 	d := &deployment{t: t, database: "postgres://u:secret-password@:::/x", nats: "nats://127.0.0.1:1"}
 	code, out := d.command([]string{"STRIPE_API_KEY=pk_wrong_kind", "LINK_BASE_URL=http://pay.example.com/path", "LINK_KEYS=1:c2VjcmV0",
-		"LINK_TTL=fortnight", "NATS_URL=:::bad", "HTTP_ADDR=nonsense", "ADMIN_ADDR=127.0.0.1:port", "TRUSTED_PROXIES=10.0.0.0/99", "ROLES=intake,cook", "LOG_LEVEL=loud", "RETURN_URL=ftp://x"}, "run")
+		"LINK_TTL=fortnight", "NATS_URL=:::bad", "HTTP_ADDR=nonsense", "ADMIN_ADDR=127.0.0.1:port", "TRUSTED_PROXIES=10.0.0.0/99", "ROLES=intake,cook", "LOG_LEVEL=loud", "RETURN_URL=ftp://x",
+		"BRAND_COLOR=mauve", "BRAND_LOGO_URL=http://cdn.example.com/logo.svg", "PORTAL_LOGIN_URL=javascript:alert(1)", "SUPPORT_URL=ftp://help"}, "run")
 	if code != 1 {
 		t.Errorf("exit %d", code)
 	}
-	for _, name := range []string{"STRIPE_API_KEY", "LINK_BASE_URL", "LINK_KEYS", "LINK_TTL", "TRUSTED_PROXIES", "ROLES", "LOG_LEVEL", "RETURN_URL", "NATS_URL", "HTTP_ADDR", "ADMIN_ADDR", "DATABASE_URL"} {
+	for _, name := range []string{"STRIPE_API_KEY", "LINK_BASE_URL", "LINK_KEYS", "LINK_TTL", "TRUSTED_PROXIES", "ROLES", "LOG_LEVEL", "RETURN_URL", "NATS_URL", "HTTP_ADDR", "ADMIN_ADDR", "DATABASE_URL",
+		"BRAND_COLOR", "BRAND_LOGO_URL", "PORTAL_LOGIN_URL", "SUPPORT_URL"} {
 		if !strings.Contains(out, name+":") {
 			t.Errorf("%s is not reported:\n%s", name, out)
 		}
 	}
-	for _, value := range []string{"pk_wrong_kind", "c2VjcmV0", "fortnight", "secret-password"} {
+	for _, value := range []string{"pk_wrong_kind", "c2VjcmV0", "fortnight", "secret-password", "mauve", "cdn.example.com"} {
 		if strings.Contains(out, value) {
 			t.Errorf("the value %s is shown:\n%s", value, out)
 		}
@@ -121,6 +124,37 @@ func TestWorkerRunsUnderItsRole(t *testing.T) {
 	}
 	if _, err := pool.Exec(t.Context(), `UPDATE audit_events SET kind = 'link.issued'`); err == nil {
 		t.Error("the worker's role may update the audit")
+	}
+}
+
+// The click server serves the logo itself; a logo that can't be had stops nothing.
+func TestPagesCarryTheBrand(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	const svg = `<svg xmlns="http://www.w3.org/2000/svg"/>`
+	cdn := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "image/svg+xml")
+		_, _ = w.Write([]byte(svg))
+	}))
+	t.Cleanup(cdn.Close)
+	brand := func(logo string) func(*Config) {
+		return func(c *Config) { c.BrandName, c.BrandColor, c.BrandLogoURL = "Acme", "#fe0", logo }
+	}
+	w := d.start(brand(cdn.URL))
+	_, page, _ := d.do(http.MethodGet, w.click+"/l/x")
+	src := regexp.MustCompile(`<img src="(/logo-[0-9a-f]{16})" alt="Acme">`).FindStringSubmatch(page)
+	if src == nil || !strings.Contains(page, "--fill:#ffee00") {
+		t.Fatalf("no logo, or not in its colour:\n%s", page)
+	}
+	if status, body, header := d.do(http.MethodGet, w.click+src[1]); status != 200 || body != svg || !strings.Contains(header.Get("Cache-Control"), "immutable") {
+		t.Errorf("the logo: %d %v %q", status, header, body)
+	}
+	w = d.start(brand(d.simURL + "/nothing"))
+	if _, page, _ := d.do(http.MethodGet, w.click+"/l/x"); strings.Contains(page, "<img") || !strings.Contains(page, `<p class="brand">Acme</p>`) {
+		t.Errorf("no name in place of the logo:\n%s", page)
+	}
+	if !strings.Contains(w.log.String(), "mend BRAND_LOGO_URL") {
+		t.Errorf("no warning:\n%s", w.log.String())
 	}
 }
 

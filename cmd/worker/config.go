@@ -33,7 +33,10 @@ type Config struct {
 	AdminAddr         string        `envconfig:"ADMIN_ADDR" default:"127.0.0.1:9090"` // internal
 	TrustedProxyCIDRs []string      `envconfig:"TRUSTED_PROXIES"`                     //
 	BrandName         string        `envconfig:"BRAND_NAME"`                          // on the pages
+	BrandLogoURL      string        `envconfig:"BRAND_LOGO_URL"`                      // fetched at start
+	BrandColor        string        `envconfig:"BRAND_COLOR"`                         // of the button; #rgb, #rrggbb
 	SupportURL        string        `envconfig:"SUPPORT_URL"`                         // on the pages; https or mailto
+	PortalLoginURL    string        `envconfig:"PORTAL_LOGIN_URL"`                    // Stripe's own login page
 	Roles             []string      `envconfig:"ROLES" default:"intake,jobs,click"`   //
 	LogLevel          string        `envconfig:"LOG_LEVEL" default:"info"`            // debug, info, warn, error
 	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text
@@ -99,6 +102,7 @@ func (c *Config) validate(p *config.Problems) {
 		c.keys = keys
 	}
 	c.validateLinks(p)
+	c.validatePages(p)
 	c.validateServers(p)
 }
 
@@ -124,8 +128,24 @@ func (c *Config) validateLinks(p *config.Problems) {
 		}
 		c.ReturnURLHosts[i] = h
 	}
+}
+
+func (c *Config) validatePages(p *config.Problems) {
 	if u, err := url.Parse(c.SupportURL); c.SupportURL != "" && (err != nil || (u.Scheme != "https" && u.Scheme != "mailto")) {
 		p.Add("SUPPORT_URL", "must be an https or mailto URL")
+	}
+	for _, setting := range [][2]string{{"BRAND_LOGO_URL", c.BrandLogoURL}, {"PORTAL_LOGIN_URL", c.PortalLoginURL}} {
+		if setting[1] == "" {
+			continue
+		}
+		if _, err := portal.ParseWebURL(setting[1]); err != nil {
+			p.Add(setting[0], "%v", err)
+		}
+	}
+	if c.BrandColor != "" {
+		if _, err := portal.ParseColor(c.BrandColor); err != nil {
+			p.Add("BRAND_COLOR", "%v", err)
+		}
 	}
 }
 

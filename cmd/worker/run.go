@@ -97,7 +97,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer abortClicks()
 	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(), Renew: issuer.Renew,
 		TrustedProxies: cfg.proxies, Log: log, Abort: abort,
-		Pages: portal.NewPages(cfg.BrandName, cfg.SupportURL, stripe.OnLoopback())}).Init(reg)
+		Pages: newPages(ctx, cfg, stripe.OnLoopback(), log)}).Init(reg)
 
 	r := &running{log: log, failed: make(chan error, 8)}
 	admin := newAdmin(cfg, pool, nc, reg)
@@ -140,6 +140,20 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		log.Info("stopped")
 	}
 	return err
+}
+
+// newPages fetches the logo, once. Pages show the name where that fails: a logo's host that is
+// away keeps no customer from paying.
+func newPages(ctx context.Context, cfg *Config, allowHTTP bool, log *slog.Logger) *portal.Pages {
+	pages := portal.PagesConfig{Brand: cfg.BrandName, SupportURL: cfg.SupportURL, Color: cfg.BrandColor, LoginURL: cfg.PortalLoginURL, AllowHTTP: allowHTTP}
+	if cfg.BrandLogoURL != "" && cfg.has(roleClick) {
+		logo, err := portal.FetchLogo(ctx, cfg.BrandLogoURL)
+		if err != nil {
+			log.Warn("pages show BRAND_NAME in place of the logo; mend BRAND_LOGO_URL and restart", "error", err)
+		}
+		pages.Logo = logo
+	}
+	return portal.NewPages(pages)
 }
 
 func requestRules(cfg *Config) jobs.Rules {

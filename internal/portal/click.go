@@ -130,6 +130,8 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rec.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = rec.Write([]byte("User-agent: *\nDisallow: /\n"))
 		return
+	case s.Pages.serveLogo(rec, r):
+		return
 	}
 	// Nobody looks at a body; read to its end, it cannot hold a length of its own choice, and a
 	// POST that did not arrive in full presses no button. (w, not rec: the server itself must

@@ -43,7 +43,7 @@ func TestGetShowsAButton(t *testing.T) {
 	r := b.get(l)
 	r.want(t, 200, pageConfirm)
 	r.wantHeaders(t)
-	if !strings.Contains(r.body, `<form method="post" action="/l/`+b.token(l)+`">`) || !strings.Contains(r.body, "2 November 2026, 10:00 UTC") {
+	if !strings.Contains(r.body, `<form method="post" action="/l/`+b.token(l)+`">`) || !strings.Contains(r.body, "November 2, 2026, 10:00 AM UTC") {
 		t.Errorf("page:\n%s", r.body)
 	}
 	h := b.do("HEAD", "/l/"+b.token(l))
@@ -192,7 +192,7 @@ func TestStripesRefusalsAsPages(t *testing.T) {
 		b.wantCode(l, c.code)
 		rows := b.audit(l)
 		reference := rows[len(rows)-1].ClickID.String()
-		if ours := c.status == 502; strings.Contains(r.body, reference) != ours || strings.Contains(r.body, "<form") == ours || (r.header.Get("Retry-After") == "") != ours {
+		if ours := c.status == 502; strings.Contains(r.body, reference) != ours || strings.Contains(r.body, "/wait/") == ours || (r.header.Get("Retry-After") == "") != ours {
 			t.Errorf("%s: Retry-After %q, page:\n%s", id, r.header.Get("Retry-After"), r.body)
 		}
 		if rows[len(rows)-1].Detail["stripe_request_id"] == "" || strings.Contains(r.body, "cus_") || strings.Contains(r.body, "Stripe ") {

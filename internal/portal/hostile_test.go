@@ -301,7 +301,7 @@ func FuzzRawRequest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	log := &syncBuffer{}
-	s := (&ClickServer{Keys: parseKeys(f, testKeys), Pages: NewPages("Acme", "", false), Store: NewStore(nil, nil, time.Now), Limits: NewLimits(), Log: slog.New(slog.NewTextHandler(log, nil)), Abort: f.Context()}).Init(prometheus.NewRegistry())
+	s := (&ClickServer{Keys: parseKeys(f, testKeys), Pages: NewPages(PagesConfig{Brand: "Acme"}), Store: NewStore(nil, nil, time.Now), Limits: NewLimits(), Log: slog.New(slog.NewTextHandler(log, nil)), Abort: f.Context()}).Init(prometheus.NewRegistry())
 	f.Fuzz(func(t *testing.T, request []byte) {
 		if len(request) > 8<<10 {
 			t.Skip() // net/http waits half a second before it closes on what is too large

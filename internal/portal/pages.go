@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -25,153 +27,354 @@ var pagesCSS string
 type page string
 
 const (
-	pageConfirm  page = "confirm"
-	pageNotFound page = "not_found"
-	pageExpired  page = "expired"
-	pageRevoked  page = "revoked"
-	pageUsedUp   page = "used_up"
-	pageOurFault page = "our_fault"
-	pageTryAgain page = "try_again"
-	pageMethod   page = "method_not_allowed"
-	pageTooLarge page = "too_large"
-
-	pageIncomplete page = "incomplete"
-
+	pageConfirm      page = "confirm"
 	pageWaiting      page = "waiting"
+	pageTryAgain     page = "try_again"
+	pageNotFound     page = "not_found"
+	pageExpired      page = "expired"
+	pageUsedUp       page = "used_up"
+	pageRevoked      page = "revoked"
 	pageCustomerGone page = "customer_gone"
+	pageOurFault     page = "our_fault"
 	pageTooMany      page = "too_many"
 	pageRenewed      page = "renewed"
+	pageMethod       page = "method_not_allowed"
+	pageTooLarge     page = "too_large"
+	pageIncomplete   page = "incomplete"
 )
 
-// words are a page's status and text.
-type words struct {
-	Status      int
-	Title, Text string
+// kind is a page's status, and the prefix of its words in locales/*.json.
+type kind struct {
+	status int
+	words  string
 }
 
-var english = map[page]words{
-	pageWaiting: {200, "You’re in line", ""}, pageCustomerGone: {502, "gone", ""}, pageTooMany: {429, "many", ""}, pageRenewed: {202, "renewed", ""},
-	pageConfirm:    {200, "Your billing page is ready", "Continue to Stripe’s secure billing page to manage your payment details and your plan."},
-	pageNotFound:   {404, "This link does not work", "The address may have been cut off on its way to you. Please open it again from the original message."},
-	pageExpired:    {410, "This link has expired", "For your security, links to your billing page work for a limited time only. Please ask for a new one."},
-	pageRevoked:    {410, "This link is no longer valid", "It was withdrawn. Nothing has changed on your account. If you still need your billing page, please ask for a new link."},
-	pageUsedUp:     {410, "This link has been used", "It was made for a limited number of visits, and they have been made. If you still need your billing page, please ask for a new link."},
-	pageOurFault:   {502, "Something is wrong on our side", "We could not open your billing page. This is our mistake, not yours, and nothing has changed on your account. Please contact us, and tell us the reference below."},
-	pageTryAgain:   {503, "Please try again in a moment", "Your billing page could not be opened just now. Nothing has changed on your account."},
-	pageMethod:     {405, "This address is for web browsers", "Please open the link in your browser."},
-	pageIncomplete: {400, "That did not arrive in full", "The connection was too slow or broke off. Nothing has changed on your account. Please open the link again."},
-	pageTooLarge:   {413, "That was too much", "Please open the link in your browser again."},
-}
-
-// Pages renders every answer of the click server.
-type Pages struct {
-	brand      string
-	supportURL string
-	csp        string
-	tmpl       *template.Template
-}
-
-// NewPages prepares the pages. allowHTTP is for a Stripe on loopback only: browsers hold the
-// redirect after a form's submission against form-action too, and a session's host is free, so
-// the scheme is what can be fixed.
-func NewPages(brand, supportURL string, allowHTTP bool) *Pages {
-	sum := sha256.Sum256([]byte(pagesCSS))
-	action := "'self' https:"
-	if allowHTTP {
-		action += " http:"
-	}
-	return &Pages{
-		brand:      brand,
-		supportURL: supportURL,
-		csp: "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
-			"'; form-action " + action + "; base-uri 'none'; frame-ancestors 'none'",
-		tmpl: template.Must(template.New("page").Parse(pagesHTML)),
-	}
-}
-
-// setHeaders puts on every answer, redirects included, what keeps a link from leaking.
-func (p *Pages) setHeaders(h http.Header) {
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("X-Robots-Tag", "noindex, nofollow")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("X-Frame-Options", "DENY")
-	h.Set("Cross-Origin-Opener-Policy", "same-origin")
-	h.Set("Cross-Origin-Resource-Policy", "same-origin")
-	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
-	h.Set("Content-Security-Policy", p.csp)
+var kinds = map[page]kind{
+	pageConfirm:      {200, "confirm"},
+	pageWaiting:      {200, "waiting"},
+	pageTryAgain:     {503, "try_again"},
+	pageNotFound:     {404, "not_found"},
+	pageExpired:      {410, "expired"},
+	pageUsedUp:       {410, "used_up"},
+	pageRevoked:      {410, "revoked"},
+	pageCustomerGone: {502, "customer_gone"},
+	pageOurFault:     {502, "our_fault"},
+	pageTooMany:      {429, "too_many"},
+	pageRenewed:      {202, "renewed"},
+	pageMethod:       {405, "bad_request"},
+	pageTooLarge:     {413, "bad_request"},
+	pageIncomplete:   {400, "bad_request"},
 }
 
 // answer is what a request gets: a redirect, or a page with what it shows.
 type answer struct {
-	location            string // the session's URL
-	page                page
-	token               string // where set, the page has a button that POSTs to the link
-	expires             time.Time
-	reference           string // a click's id, for support and the audit
-	retryAfter          int    // seconds
-	refresh             int
-	locale, flow, place string
-	wait                time.Duration
-	renewable           bool
+	location   string        // the session's URL: 303, all else is ignored
+	page       page          //
+	locale     string        // the session's locale; "" or "auto" = the visitor's own
+	flow       string        // flow_data.type, for confirm's title
+	token      string        // where set, the page's button POSTs to /l/<token> (confirm, try_again)
+	place      string        // where set (with token), the page comes back by GET of /l/<token>/wait/<place>
+	expires    time.Time     // confirm only
+	wait       time.Duration // waiting: the honest time left
+	reference  string        // a click's id, for support and the audit
+	retryAfter int           // seconds, Retry-After (0 = none)
+	refresh    int           // seconds until the browser comes back by itself, to place where set (0 = never)
+	renewable  bool          // expired: offers a new link by POST to /l/<token>/renew
 }
 
-// write sends an answer in the form that the request asks for.
+// PagesConfig is what the deployment puts on the pages; all of it may be empty.
+type PagesConfig struct {
+	Brand      string
+	SupportURL string
+	Color      string // as ParseColor takes it
+	LoginURL   string // Stripe's own login page, offered when sessions can't be made
+	AllowHTTP  bool   // Stripe is on loopback: redirects may go to http
+	Logo       *Logo
+}
+
+// Pages renders every answer of the click server: each page once for each locale, at its first
+// use. A request writes what was rendered and fills its holes.
+type Pages struct {
+	cfg       PagesConfig
+	style     string
+	headers   map[string][]string // of every answer
+	tmpl      *template.Template
+	languages *languages
+	bodies    sync.Pool // of *bytes.Buffer
+
+	mu       sync.RWMutex
+	words    map[string]*words
+	rendered map[variant]*rendered
+}
+
+// variant is one rendering. Its values are bounded (the flow is one of those with a title), and
+// so is what is kept.
+type variant struct {
+	page      page
+	locale    string
+	flow      string
+	button    button
+	expires   bool
+	reference bool
+}
+
+// button is what a page offers to press.
+type button int
+
+const (
+	noButton    button = iota
+	postButton         // the link itself
+	placeButton        // the place in the line, by GET
+	renewButton
+)
+
+// rendered is a page cut at its holes: text before the first, and then a hole and the text behind
+// it in turn.
+type rendered struct {
+	words    *words
+	language []string // the value of Content-Language
+	status   int
+	first    string
+	rest     []piece
+}
+
+type piece struct{ hole, text string }
+
+var holes = regexp.MustCompile(`\{(?:token|place|wait|reference|date|time)\}`)
+
+// NewPages prepares the pages. AllowHTTP is for a Stripe on loopback only: browsers hold the
+// redirect after a form's submission against form-action too, and a session's host is free, so
+// the scheme is what can be fixed.
+func NewPages(cfg PagesConfig) *Pages {
+	color, err := ParseColor(cfg.Color)
+	if err != nil { // none: the configuration was checked
+		color = defaultColor
+	}
+	p := &Pages{
+		cfg: cfg, style: palette(color) + pagesCSS, languages: newLanguages(),
+		tmpl:  template.Must(template.New("page").Parse(pagesHTML)),
+		words: map[string]*words{}, rendered: map[variant]*rendered{},
+		bodies: sync.Pool{New: func() any { return new(bytes.Buffer) }},
+	}
+	sum := sha256.Sum256([]byte(p.style))
+	csp := "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; "
+	if cfg.Logo != nil {
+		csp += "img-src 'self'; "
+	}
+	csp += "form-action 'self' https:"
+	if cfg.AllowHTTP {
+		csp += " http:"
+	}
+	p.headers = map[string][]string{
+		"Cache-Control":                {"no-store"},
+		"Referrer-Policy":              {"no-referrer"},
+		"X-Robots-Tag":                 {"noindex, nofollow"},
+		"X-Content-Type-Options":       {"nosniff"},
+		"X-Frame-Options":              {"DENY"},
+		"Cross-Origin-Opener-Policy":   {"same-origin"},
+		"Cross-Origin-Resource-Policy": {"same-origin"},
+		"Permissions-Policy":           {"camera=(), geolocation=(), microphone=()"},
+		"Content-Security-Policy":      {csp + "; base-uri 'none'; frame-ancestors 'none'"},
+	}
+	return p
+}
+
+// setHeaders puts on every answer, redirects included, what keeps a link from leaking. The values
+// are shared by all answers: Set replaces one, and Add would find it full.
+func (p *Pages) setHeaders(h http.Header) {
+	for name, value := range p.headers {
+		h[name] = value
+	}
+}
+
+var (
+	varyLanguage = []string{"Accept-Language"}
+	typeHTML     = []string{"text/html; charset=utf-8"}
+)
+
+// write sends an answer in the form and the language that the request asks for.
 func (p *Pages) write(w http.ResponseWriter, r *http.Request, a answer) {
+	h := w.Header()
 	if a.location != "" {
-		w.Header().Set("Location", a.location)
+		h.Set("Location", a.location)
 		w.WriteHeader(http.StatusSeeOther)
 		return
 	}
 	if a.retryAfter > 0 {
-		w.Header().Set("Retry-After", strconv.Itoa(a.retryAfter))
+		h.Set("Retry-After", strconv.Itoa(a.retryAfter))
 	}
 	if a.refresh > 0 {
-		v := strconv.Itoa(a.refresh)
+		refresh := strconv.Itoa(a.refresh)
 		if a.place != "" {
-			v += "; url=/l/" + a.token + "/wait/" + a.place
+			refresh += "; url=/l/" + a.token + "/wait/" + a.place
 		}
-		w.Header().Set("Refresh", v)
+		h.Set("Refresh", refresh)
 	}
-	words := english[a.page]
-	if words.Status >= 400 && wantsJSON(r) {
-		p.writeProblem(w, words, a)
+	page := p.page(p.variant(a, p.languages.choose(a.locale, r.Header.Get("Accept-Language"))))
+	h["Vary"], h["Content-Language"] = varyLanguage, page.language
+	if page.status >= 400 && wantsJSON(r) {
+		writeProblem(w, page, a)
 		return
 	}
-	var body bytes.Buffer
-	if err := p.tmpl.Execute(&body, p.data(words, a)); err != nil {
-		// Unreachable with our own templates and data; the visitor gets the status all the same.
-		http.Error(w, words.Title, words.Status)
-		return
-	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
-	w.WriteHeader(words.Status)
+	body := p.bodies.Get().(*bytes.Buffer)
+	defer p.bodies.Put(body)
+	body.Reset()
+	page.fill(body, a)
+	h["Content-Type"] = typeHTML
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	w.WriteHeader(page.status)
 	_, _ = w.Write(body.Bytes()) // net/http drops it for HEAD
 }
 
-func (p *Pages) data(words words, a answer) map[string]any {
+// variant tells which rendering an answer is.
+func (p *Pages) variant(a answer, locale string) variant {
+	v := variant{page: a.page, locale: locale}
+	switch a.page {
+	case pageConfirm:
+		v.expires = !a.expires.IsZero()
+		switch a.flow {
+		case "payment_method_update", "customer_update", "subscription_cancel", "subscription_update":
+			v.flow = a.flow
+		case "subscription_update_confirm":
+			v.flow = "subscription_update"
+		}
+		if a.token != "" {
+			v.button = postButton
+		}
+	case pageWaiting, pageTryAgain:
+		switch {
+		case a.token != "" && a.place != "":
+			v.button = placeButton
+		case a.token != "" && a.page == pageTryAgain:
+			v.button = postButton
+		}
+	case pageExpired:
+		if a.renewable && a.token != "" {
+			v.button = renewButton
+		}
+	case pageOurFault, pageCustomerGone:
+		v.reference = a.reference != ""
+	}
+	return v
+}
+
+// page gives a rendering, and makes it at its first use.
+func (p *Pages) page(v variant) *rendered {
+	p.mu.RLock()
+	r := p.rendered[v]
+	p.mu.RUnlock()
+	if r != nil {
+		return r
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.words[v.locale]
+	if w == nil {
+		w = loadWords(v.locale)
+		p.words[v.locale] = w
+	}
+	r = p.render(v, w)
+	p.rendered[v] = r
+	return r
+}
+
+// render executes the template and cuts the page at its holes.
+func (p *Pages) render(v variant, w *words) *rendered {
+	var page strings.Builder
+	if err := p.tmpl.Execute(&page, p.data(v, w)); err != nil {
+		panic(fmt.Errorf("render %s in %s: %w", v.page, v.locale, err)) // our own template, our own data
+	}
+	html := page.String()
+	r := &rendered{words: w, language: []string{w.locale}, status: kinds[v.page].status, first: html}
+	for i, at := range holes.FindAllStringIndex(html, -1) {
+		next := piece{hole: html[at[0]+1 : at[1]-1], text: html[at[1]:]}
+		if i == 0 {
+			r.first = html[:at[0]]
+		} else {
+			last := &r.rest[i-1]
+			last.text = last.text[:len(last.text)-len(html)+at[0]]
+		}
+		r.rest = append(r.rest, next)
+	}
+	return r
+}
+
+// data is what the template shows.
+func (p *Pages) data(v variant, w *words) map[string]any {
+	name := kinds[v.page].words
+	title := w.get(name + ".title")
+	if v.flow != "" {
+		title = w.get(name + ".title." + v.flow)
+	}
 	data := map[string]any{
-		"Brand": p.brand, "SupportURL": p.supportURL, "CSS": template.CSS(pagesCSS),
-		"Title": words.Title, "Text": words.Text, "Reference": a.reference,
+		"Locale": w.locale, "Title": title, "Text": w.get(name + ".text"), "Wait": v.page == pageWaiting,
+		"CSS": template.CSS(p.style), "Brand": withoutHoles(p.cfg.Brand), "SupportURL": p.cfg.SupportURL, "Support": w.get("support"),
 	}
-	if a.token != "" {
-		data["Action"] = "/l/" + a.token
-		data["Button"] = map[bool]string{true: "Continue to billing", false: "Try again"}[a.page == pageConfirm]
+	if p.cfg.Logo != nil {
+		data["Logo"] = p.cfg.Logo.path
 	}
-	if !a.expires.IsZero() {
-		data["Expires"] = a.expires.UTC().Format("2 January 2006, 15:04 UTC")
+	if v.page == pageExpired {
+		data["More"] = w.get("expired.ask")
+	}
+	switch v.button {
+	case postButton:
+		data["Post"] = map[string]string{"Label": w.get(name + ".button")}
+	case placeButton:
+		data["Get"] = w.get(name + ".button")
+	case renewButton:
+		data["More"] = w.get("expired.renew")
+		data["Post"] = map[string]string{"Label": w.get(name + ".button"), "Below": "/renew"}
+	}
+	if v.expires {
+		data["Expires"] = w.get("confirm.expires")
+	}
+	if v.reference {
+		data["Reference"] = w.get("reference")
+	}
+	if v.page == pageTryAgain && p.cfg.LoginURL != "" {
+		data["Login"] = map[string]string{"URL": p.cfg.LoginURL, "Label": w.get("try_again.login")}
 	}
 	return data
 }
 
+// withoutHoles lets a brand's braces be braces.
+func withoutHoles(s string) template.HTML {
+	return template.HTML(strings.ReplaceAll(template.HTMLEscapeString(s), "{", "&#123;"))
+}
+
+// fill puts an answer's values, escaped, into the holes.
+func (r *rendered) fill(body *bytes.Buffer, a answer) {
+	body.WriteString(r.first)
+	for _, p := range r.rest {
+		body.WriteString(template.HTMLEscapeString(r.value(p.hole, a)))
+		body.WriteString(p.text)
+	}
+}
+
+func (r *rendered) value(hole string, a answer) string {
+	switch hole {
+	case "token":
+		return a.token
+	case "place":
+		return a.place
+	case "wait":
+		return r.words.remaining(a.wait)
+	case "date":
+		return r.words.date(a.expires)
+	case "time":
+		return r.words.clock(a.expires)
+	}
+	return a.reference
+}
+
 // writeProblem answers with RFC 9457 problem details.
-func (p *Pages) writeProblem(w http.ResponseWriter, words words, a answer) {
+func writeProblem(w http.ResponseWriter, page *rendered, a answer) {
+	name := kinds[a.page].words
 	problem := map[string]any{
 		"type":   "about:blank",
-		"title":  words.Title,
-		"status": words.Status,
-		"detail": words.Text,
+		"title":  page.words.get(name + ".title"),
+		"status": page.status,
+		"detail": page.words.get(name + ".text"),
 		"code":   string(a.page),
 	}
 	if a.reference != "" {
@@ -182,7 +385,7 @@ func (p *Pages) writeProblem(w http.ResponseWriter, words words, a answer) {
 		panic(fmt.Errorf("marshal strings: %w", err))
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(words.Status)
+	w.WriteHeader(page.status)
 	_, _ = w.Write(body)
 }
 
