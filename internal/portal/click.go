@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -237,8 +238,7 @@ func (s *ClickServer) press(ctx context.Context, v *visit) answer {
 		return s.deny(ctx, v, state, detail)
 	}
 	if s.Stripe.Spared() {
-		detail["reason"] = "spared"
-		if err := s.Store.Denied(ctx, v.link, uuid.Nil, detail, v.visitor); err != nil {
+		if err := s.Store.Denied(ctx, v.link, uuid.Nil, withReason(detail, "spared"), v.visitor); err != nil {
 			return s.databaseAway(v, uuid.Nil, err)
 		}
 		s.clicks.WithLabelValues("spared").Inc()
@@ -272,9 +272,16 @@ func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]
 
 // share writes down that a press got the session of another one.
 func (s *ClickServer) share(ctx context.Context, v *visit, click uuid.UUID, detail map[string]any) error {
-	detail["reason"] = "shared"
 	s.clicks.WithLabelValues("shared").Inc()
-	return s.Store.Denied(ctx, v.link, click, detail, v.visitor)
+	return s.Store.Denied(ctx, v.link, click, withReason(detail, "shared"), v.visitor)
+}
+
+// withReason leaves the detail itself alone: a transaction that its caller gave up waiting for may
+// still read it.
+func withReason(detail map[string]any, reason string) map[string]any {
+	detail = maps.Clone(detail)
+	detail["reason"] = reason
+	return detail
 }
 
 // begin starts a click under an id, or joins the one that is open, and serves it.
@@ -282,7 +289,7 @@ func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail 
 	for range 3 { // a click that ended while it was looked for makes room for ours
 		err := s.Store.StartClick(ctx, v.link, id, detail, v.visitor)
 		if err == nil {
-			return s.serve(ctx, v, Click{ID: id}), id
+			return s.serve(ctx, v, Click{ID: id}, false), id
 		}
 		if !errors.Is(err, ErrDenied) {
 			return s.databaseAway(v, id, err), id
@@ -299,7 +306,7 @@ func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail 
 			if err := s.share(ctx, v, open.ID, detail); err != nil {
 				return s.databaseAway(v, open.ID, err), open.ID
 			}
-			return s.serve(ctx, v, open), open.ID
+			return s.serve(ctx, v, open, true), open.ID
 		case !errors.Is(err, ErrNoClick):
 			return s.databaseAway(v, id, err), id
 		}
@@ -332,12 +339,13 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 	case click.Outcome != "":
 		return s.look(ctx, v)
 	}
-	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), id })
+	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click, click.Ticket == 0), id })
 }
 
 // serve waits for the click's slot, asks Stripe, commits the outcome and redirects. The order is
-// the promise: no session without its click.started, no redirect without its outcome.
-func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
+// the promise: no session without its click.started, no redirect without its outcome. joined says
+// that another process may be serving the click at this moment.
+func (s *ClickServer) serve(ctx context.Context, v *visit, click Click, joined bool) answer {
 	left, err := s.Budget.Wait(ctx, v.link.StripeAccount, click)
 	if err != nil {
 		return s.databaseAway(v, click.ID, err)
@@ -358,6 +366,9 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
 	var cause *SessionError
 	if err != nil && !errors.As(err, &cause) {
 		cause = &SessionError{Code: CodeUnavailable, err: err}
+	}
+	if joined && cause != nil && cause.Code == CodeConflict { // it is: the outcome is the other's to write
+		return s.tryAgain(v, click.ID)
 	}
 	switch err := s.end(ctx, v.link, click.ID, session, cause); {
 	case errors.Is(err, ErrSwept):
@@ -404,8 +415,7 @@ func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, cl
 
 // deny writes click.denied and says why on a page of its own.
 func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
-	detail["reason"] = string(state)
-	if err := s.Store.Denied(ctx, v.link, uuid.Nil, detail, v.visitor); err != nil {
+	if err := s.Store.Denied(ctx, v.link, uuid.Nil, withReason(detail, string(state)), v.visitor); err != nil {
 		return s.databaseAway(v, uuid.Nil, err)
 	}
 	s.clicks.WithLabelValues(string(state)).Inc()

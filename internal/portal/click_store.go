@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -289,7 +290,7 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `
-			WITH want AS (SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::text[]) AS t (id, outcome)),
+			WITH want AS (SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::text[]) AS t (id, outcome) ORDER BY id, outcome), -- created before failed
 			open AS (
 				SELECT c.id, w.outcome FROM clicks c JOIN want w USING (id)
 				WHERE c.outcome IS NULL ORDER BY c.id FOR UPDATE OF c),
@@ -302,25 +303,23 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 				      JOIN (SELECT link_id, count(*) AS ended, count(*) FILTER (WHERE outcome = 'created') AS made FROM ended GROUP BY 1) e
 				      ON e.link_id = l.id ORDER BY l.id FOR UPDATE OF l) n
 				WHERE l.id = n.id)
-			SELECT id FROM ended`, clicks, outcomes, now)
+			SELECT id, outcome FROM ended`, clicks, outcomes, now)
 		if err != nil {
 			return fmt.Errorf("end clicks: %w", err)
 		}
-		ended, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		var id uuid.UUID
+		var outcome string
+		events := make([]AuditEvent, 0, len(ends))
+		_, err = pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
+			i := slices.IndexFunc(ends, func(e *clickEnd) bool { return e.click == id && e.outcome == outcome })
+			ends[i].ended, ends[i].event.At = outcome, now
+			events = append(events, ends[i].event)
+			return nil
+		})
 		if err != nil {
 			return fmt.Errorf("end clicks: %w", err)
 		}
-		events := make([]AuditEvent, 0, len(ended))
-		for _, id := range ended {
-			for _, e := range ends {
-				if e.click == id && e.ended == "" {
-					e.ended, e.event.At = e.outcome, now
-					events = append(events, e.event)
-					break
-				}
-			}
-		}
-		if len(ended) < len(ends) {
+		if len(events) < len(ends) {
 			if err := endedBefore(ctx, tx, ends); err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -339,4 +340,56 @@ func TestCrashOfSweep(t *testing.T) {
 		b.sweepNow(left)
 		b.checkBooks()
 	}
+}
+
+// Two that served the same click end it at once, one with a session and one without: it is
+// counted once, as made, and the other learns that it came too late.
+func TestEndClickBothWaysAtOnce(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	click := b.start(l)
+	ends := make([]*clickEnd, 4)
+	for i := range ends {
+		outcome, kind := "failed", SessionFailed
+		if i > 1 {
+			outcome, kind = "created", SessionCreated
+		}
+		ends[i] = &clickEnd{click: click, link: l, outcome: outcome, event: AuditEvent{Kind: kind, LinkID: l.ID, RequestID: l.RequestID, ClickID: click}}
+	}
+	if err := b.store.endClicks(t.Context(), ends); err != nil {
+		t.Fatal(err)
+	}
+	for i, e := range ends {
+		if e.ended != "created" {
+			t.Errorf("%d: ended %q", i, e.ended)
+		}
+	}
+	if got := b.kinds(l); got != "click.started session.created" {
+		t.Errorf("audit %q", got)
+	}
+	if n := b.number(`SELECT sessions_created + 10 * sessions_reserved FROM links`); n != 1 {
+		t.Errorf("counters %d", n)
+	}
+}
+
+// A press that joins a click which its own process is still asking Stripe about leaves the
+// outcome to that one.
+func TestJoinLeavesAConflictToTheOther(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(customer("cus_409"))
+	click := b.start(l)
+	r := b.post(l)
+	r.want(t, 503, pageTryAgain)
+	if got := b.kinds(l); got != "click.started click.denied" {
+		t.Errorf("audit %q", got)
+	}
+	place, _ := r.place(t)
+	_, own, _ := strings.Cut(place, "/wait/")
+	if got, err := b.keys.VerifyPlace(own, l.ID, b.clock.now()); err != nil || got != click {
+		t.Errorf("the page comes back for click %s (%v), want %s", got, err, click)
+	}
+	b.sweep(1)
+	b.checkBooks()
 }
