@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	"github.com/google/uuid"
@@ -82,45 +81,29 @@ const publishSnooze = 3 * time.Second
 
 // events makes the events of rows; unmade is about rows whose event can't be made.
 func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade, err error) {
-	var rows []portal.AuditEvent
-	linkIDs := map[uuid.UUID]bool{}
-	single := []uuid.UUID{} // repeats come one by one: one query for all of them
+	var rows []portal.EventRow
+	single := [][16]byte{} // repeats come one by one: one query for all of them
 	for _, r := range ranges {
 		if r.First == r.Last {
 			single = append(single, r.First)
 			continue
 		}
-		got, err := portal.LoadAudit(ctx, w.pool, `id BETWEEN $2 AND $3`, r.First, r.Last)
+		got, err := portal.LoadEventRows(ctx, w.pool, `e.id BETWEEN $1 AND $2`, r.First, r.Last)
 		if err != nil {
 			return nil, nil, err
 		}
 		rows = append(rows, got...)
 	}
 	if len(single) > 0 {
-		got, err := portal.LoadAudit(ctx, w.pool, `id = ANY($2)`, single)
+		got, err := portal.LoadEventRows(ctx, w.pool, `e.id = ANY($1)`, single)
 		if err != nil {
 			return nil, nil, err
 		}
 		rows = append(rows, got...)
 	}
-	for _, e := range rows {
-		linkIDs[e.LinkID] = true
-	}
-	ids := make([]uuid.UUID, 0, len(linkIDs))
-	for id := range linkIDs {
-		ids = append(ids, id)
-	}
-	links, err := portal.LoadLinks(ctx, w.pool, `id = ANY($1)`, ids)
-	if err != nil {
-		return nil, nil, err
-	}
-	byID := make(map[uuid.UUID]*portal.Link, len(links))
-	for _, l := range links {
-		byID[l.ID] = l
-	}
 	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
-		e, err := w.event(row, byID[row.LinkID])
+		e, err := w.event(row)
 		if err != nil {
 			unmade = err // one speaks for all: mostly they have one cause
 			continue
@@ -132,34 +115,34 @@ func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (ev
 
 // event makes a row's CloudEvent. A request that was published again has its link.issued
 // published again, under an id of its own, or readers that drop repeated ids would not hear it.
-func (w *publishWorker) event(row portal.AuditEvent, link *portal.Link) (notify.Event, error) {
-	if link == nil {
+func (w *publishWorker) event(row portal.EventRow) (notify.Event, error) {
+	if row.Link == nil {
 		return notify.Event{}, fmt.Errorf("audit row %s: %w", row.ID, portal.ErrNoLink)
 	}
 	kind := row.Kind
-	var data any
+	var data []byte
 	var err error
 	if kind == portal.LinkIssued || kind == portal.RequestDuplicate {
 		kind = portal.LinkIssued
-		data, err = issuedData(w.keys, w.baseURL, link)
+		var issued *IssuedData
+		if issued, err = issuedData(w.keys, w.baseURL, row.Link); err == nil {
+			data, err = json.Marshal(issued)
+		}
 	} else {
-		data, err = mergeDetail(newEventData(link), row.Detail)
+		data, err = withDetail(newEventData(row.Link), row.Detail)
 	}
 	if err != nil {
 		return notify.Event{}, fmt.Errorf("event of audit row %s: %w", row.ID, err)
 	}
-	return notify.NewEvent(row.ID.String(), w.baseURL, string(kind), row.LinkID.String(), row.At, data)
+	return notify.NewEvent(row.ID.String(), w.baseURL, string(kind), row.LinkID.String(), row.At, data), nil
 }
 
-// mergeDetail puts the row's detail beside what every event holds.
-func mergeDetail(base EventData, detail map[string]any) (map[string]any, error) {
-	body, err := json.Marshal(base)
-	if err != nil {
-		return nil, err
+// withDetail puts the row's detail beside what every event holds. Both are JSON objects of our
+// own whose names differ, so one is put behind the other as it is.
+func withDetail(base EventData, detail []byte) ([]byte, error) {
+	data, err := json.Marshal(base)
+	if err != nil || string(detail) == "{}" {
+		return data, err
 	}
-	data := maps.Clone(detail)
-	if data == nil {
-		data = map[string]any{}
-	}
-	return data, json.Unmarshal(body, &data)
+	return append(append(data[:len(data)-1], ','), detail[1:]...), nil
 }

@@ -35,14 +35,10 @@ type Event struct {
 	Data            json.RawMessage `json:"data"`
 }
 
-// NewEvent makes the event of an audit row.
-func NewEvent(id, source, kind, subject string, at time.Time, data any) (Event, error) {
-	body, err := json.Marshal(data)
-	if err != nil {
-		return Event{}, fmt.Errorf("data of event %s: %w", id, err)
-	}
+// NewEvent makes the event of an audit row; data is a JSON object.
+func NewEvent(id, source, kind, subject string, at time.Time, data []byte) Event {
 	return Event{SpecVersion: "1.0", ID: id, Source: source, Type: TypePrefix + kind, Subject: subject,
-		Time: at.UTC(), DataContentType: "application/json", Data: body}, nil
+		Time: at.UTC(), DataContentType: "application/json", Data: data}
 }
 
 // ErrNotStored is returned when JetStream did not confirm every event. Some may be stored:

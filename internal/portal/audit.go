@@ -185,6 +185,41 @@ func LoadAudit(ctx context.Context, db Querier, where string, args ...any) ([]Au
 	return events, nil
 }
 
+// EventRow is an audit row as its event tells it: with its detail as it is stored, and of its link
+// what events hold.
+type EventRow struct {
+	ID     uuid.UUID
+	At     time.Time
+	Kind   Kind
+	LinkID uuid.UUID
+	Detail []byte // JSON object
+	Link   *Link  // ID, RequestID, Source, Campaign, Customer, Metadata, KeyID and ExpiresAt; nil = there is no such link
+}
+
+// LoadEventRows reads rows in the order in which they happened. The condition is ours, on the
+// columns of audit_events, named e.
+func LoadEventRows(ctx context.Context, db Querier, where string, args ...any) ([]EventRow, error) {
+	rows, err := db.Query(ctx, `SELECT e.id, e.at, e.kind, e.link_id, e.detail, l.id IS NOT NULL, coalesce(l.request_id, ''), coalesce(l.source, ''),
+			coalesce(l.campaign, ''), coalesce(l.stripe_customer, ''), l.metadata, coalesce(l.key_id, 0), coalesce(l.expires_at, e.at)
+		FROM audit_events e LEFT JOIN links l ON l.id = e.link_id WHERE `+where+` ORDER BY e.at, e.id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read event rows: %w", err)
+	}
+	events, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e EventRow, err error) {
+		l, found, key := &Link{}, false, int16(0)
+		err = row.Scan((*[16]byte)(&e.ID), &e.At, (*string)(&e.Kind), (*[16]byte)(&e.LinkID), &e.Detail, &found, &l.RequestID, &l.Source,
+			&l.Campaign, &l.Customer, &l.Metadata, &key, &l.ExpiresAt)
+		if found {
+			l.ID, l.KeyID, e.Link = e.LinkID, byte(key), l
+		}
+		return e, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read event rows: %w", err)
+	}
+	return events, nil
+}
+
 func orNull[T comparable](v, none T) *T {
 	if v == none {
 		return nil

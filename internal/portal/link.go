@@ -100,7 +100,8 @@ func scanLink(row pgx.CollectableRow) (*Link, error) {
 	l := &Link{}
 	var key int16
 	var revoked *time.Time
-	err := row.Scan(&l.ID, &l.RequestID, &l.Source, &l.Campaign, &l.Customer, &l.StripeAccount,
+	err := row.Scan((*[16]byte)(&l.ID), &l.RequestID, // as bytes: pgx would give a uuid.UUID a string to parse
+		&l.Source, &l.Campaign, &l.Customer, &l.StripeAccount,
 		&l.Session, &l.Locale, &l.Flow, &l.Renewable, &l.Metadata, &key, &l.MaxSessions, &l.SessionsCreated, &l.SessionsReserved,
 		&l.CreatedAt, &l.ExpiresAt, &revoked)
 	l.KeyID = byte(key)

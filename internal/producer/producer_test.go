@@ -64,11 +64,11 @@ func worker(t *testing.T, nc *nats.Conn, reply func(seq string, body []byte) []*
 func issued(t *testing.T, requestID, url string) *nats.Msg {
 	t.Helper()
 	data := jobs.IssuedData{EventData: jobs.EventData{RequestID: requestID, Metadata: json.RawMessage("{}")}, URL: url}
-	event, err := notify.NewEvent("1", "https://pay.example.com", string(portal.LinkIssued), "link", time.Now(), data)
+	inner, err := json.Marshal(data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := json.Marshal(event)
+	body, err := json.Marshal(notify.NewEvent("1", "https://pay.example.com", string(portal.LinkIssued), "link", time.Now(), inner))
 	if err != nil {
 		t.Fatal(err)
 	}
