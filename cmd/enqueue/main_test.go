@@ -65,7 +65,7 @@ func setup(t *testing.T) string {
 	check(t, err)
 	log := slog.New(slog.DiscardHandler)
 	const base = "https://pay.example.com"
-	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JetStream: js, Keys: keys, BaseURL: base, Now: time.Now, Log: log})
+	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: pool, JetStream: js, Keys: keys, BaseURL: base, Now: time.Now, Log: log})
 	check(t, err)
 	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
 	service := &jobs.Service{Issuer: issuer, Store: portal.NewStore(pool, queue.Publish, time.Now), Log: log}

@@ -35,8 +35,12 @@ const (
 // publishAckTimeout is longer than a publish job waits.
 const publishAckTimeout = 15 * time.Second
 
-// poolSize is for one process: 16 measured better than 4 for clicks that commit.
-const poolSize = 16
+// Connections of one process. Clicks share transactions, so they need few; jobs have a pool of
+// their own, so that they never take a click's.
+const (
+	poolSize    = 12
+	jobPoolSize = 6
+)
 
 // listeners are where the servers listen; run closes them.
 type listeners struct{ public, admin net.Listener }
@@ -69,6 +73,11 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		return err
 	}
 	defer closePool(pool)
+	jobPool, err := openJobPool(ctx, cfg.DatabaseURL)
+	if err != nil {
+		return err
+	}
+	defer closePool(jobPool)
 	nc, err := connectNATS(cfg, log)
 	if err != nil {
 		return err
@@ -83,7 +92,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		return err
 	}
 
-	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JetStream: js, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
+	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: jobPool, JetStream: js, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
 	if err != nil {
 		return err
 	}
@@ -167,10 +176,27 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	if err := checkSchema(ctx, url); err != nil {
 		return nil, err
 	}
+	return openAppPool(ctx, url, func(*pgxpool.Config) {})
+}
+
+// openJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
+// may lose the last moment of these, and then a job runs again, as it may at any time; so they
+// don't wait for the disk, which clicks and intake need. Jobs are inserted by the transactions that
+// they belong to, which do.
+func openJobPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
+	return openAppPool(ctx, url, func(cfg *pgxpool.Config) {
+		cfg.MaxConns = min(cfg.MaxConns, jobPoolSize)
+		cfg.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
+	})
+}
+
+// openAppPool opens a pool under the worker's role.
+func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	cfg, err := poolConfig(url)
 	if err != nil {
 		return nil, err
 	}
+	change(cfg)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
 		return err

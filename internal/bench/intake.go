@@ -169,7 +169,7 @@ func (b *bench) intakeRound(ctx context.Context, n, round int) (float64, error) 
 		return 0, err
 	}
 	log := slog.New(slog.DiscardHandler)
-	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JetStream: b.js, Keys: keys, Now: time.Now, Log: log})
+	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.pool, JetStream: b.js, Keys: keys, Now: time.Now, Log: log})
 	if err != nil {
 		return 0, err
 	}

@@ -121,7 +121,7 @@ func (w *world) workerPool(faults *commitFaults) *pgxpool.Pool {
 
 func (w *world) newRiver(pool *pgxpool.Pool, js jetstream.JetStream) *River {
 	w.t.Helper()
-	r, err := NewRiver(RiverConfig{Pool: pool, JetStream: js, Keys: w.keys, BaseURL: testBaseURL, Now: time.Now, Log: w.log})
+	r, err := NewRiver(RiverConfig{Pool: pool, JobPool: pool, JetStream: js, Keys: w.keys, BaseURL: testBaseURL, Now: time.Now, Log: w.log})
 	must(w.t, err)
 	return r
 }

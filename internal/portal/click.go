@@ -286,7 +286,12 @@ func withReason(detail map[string]any, reason string) map[string]any {
 
 // begin starts a click under an id, or joins the one that is open, and serves it.
 func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail map[string]any) (answer, uuid.UUID) {
-	for range 3 { // a click that ended while it was looked for makes room for ours
+	for try := range 5 {
+		// A click that ended while it was looked for makes room for ours, and whoever holds the
+		// link's row is done with it in a moment.
+		if err := sleep(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
+			return s.databaseAway(v, id, err), id
+		}
 		err := s.Store.StartClick(ctx, v.link, id, detail, v.visitor)
 		if err == nil {
 			return s.serve(ctx, v, Click{ID: id}, false), id

@@ -30,8 +30,9 @@ type Store struct {
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
 	s := &Store{Pool: pool, Publish: publish, Now: now}
 	const most = 256 // rows of a transaction
-	s.links = group[*linkRead]{commit: s.readLinks, workers: 2, most: most}
-	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 2, most: most}
+	// One worker each but where a caller does two in a row: the larger the groups, the better.
+	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
+	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most, enough: 48}
 	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
 	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most}
 	return s
@@ -40,7 +41,8 @@ func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *St
 // Errors of a click's two transactions.
 var (
 	// ErrDenied is returned by StartClick when the link does not stand a click now: it expired,
-	// was revoked or used up since it was read, or another click of it is open.
+	// was revoked or used up since it was read, another click of it is open, or somebody holds
+	// its row at this moment.
 	ErrDenied = errors.New("the link does not allow a session now")
 	// ErrSwept is returned by EndClick when the sweeper has closed the click: its outcome is
 	// written, so whatever Stripe answered counts no more.
@@ -175,16 +177,15 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 	}
 	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
-		// A click of another process waits here on the link's row and then sees the counters as
-		// they are. Rows are locked in the order of their ids, as Revoke and Sweep do, or two of
-		// them could wait for each other.
+		// A row that somebody else holds at this moment is passed over, and its press looks again:
+		// nobody's press waits for another's link.
 		rows, err := tx.Query(ctx, `
 			WITH want AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS t (click_id, link_id)),
 			free AS (
 				SELECT l.id, w.click_id FROM links l JOIN want w ON w.link_id = l.id
 				WHERE l.revoked_at IS NULL AND l.expires_at > $3 AND l.sessions_reserved = 0
 					AND (l.max_sessions IS NULL OR l.sessions_created < l.max_sessions)
-				ORDER BY l.id FOR UPDATE OF l),
+				FOR UPDATE OF l SKIP LOCKED),
 			reserved AS (
 				UPDATE links l SET sessions_reserved = l.sessions_reserved + 1 FROM free WHERE l.id = free.id
 				RETURNING l.id, free.click_id)
@@ -289,6 +290,9 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 	}
 	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
+			return fmt.Errorf("end clicks: %w", err)
+		}
 		rows, err := tx.Query(ctx, `
 			WITH want AS (SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::text[]) AS t (id, outcome) ORDER BY id, outcome), -- created before failed
 			open AS (

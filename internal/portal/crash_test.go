@@ -393,3 +393,35 @@ func TestJoinLeavesAConflictToTheOther(t *testing.T) {
 	b.sweep(1)
 	b.checkBooks()
 }
+
+// Somebody's forgotten transaction on one link holds up that link alone.
+func TestALinkThatIsHeldHoldsUpNobodyElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	held, other := b.link(nil), b.link(nil)
+	clicks := map[*Link]uuid.UUID{held: b.start(held), other: b.start(other)}
+	tx, err := b.owner.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM links WHERE id = $1 FOR UPDATE`, held.ID); err != nil {
+		t.Fatal(err)
+	}
+	group := []*groupCall[*clickEnd]{}
+	for l, click := range clicks {
+		group = append(group, &groupCall[*clickEnd]{done: make(chan error, 1), item: &clickEnd{click: click, link: l, outcome: "failed",
+			event: AuditEvent{Kind: SessionFailed, LinkID: l.ID, RequestID: l.RequestID, ClickID: click}}})
+	}
+	b.store.ends.serve(group)
+	for _, call := range group {
+		if err := <-call.done; (err != nil) != (call.item.link == held) {
+			t.Errorf("the end of a click, of the held link %t: %v", call.item.link == held, err)
+		}
+	}
+	b.post(other).want(t, 303, "")
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.post(held).want(t, 303, "")
+	b.checkBooks()
+}
