@@ -25,5 +25,5 @@ fuzz:
 		done; \
 	done
 
-bench:
+bench: # parts alone: go run ./internal/bench -only stampede
 	go run ./internal/bench

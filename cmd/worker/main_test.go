@@ -277,11 +277,11 @@ func (d *deployment) exec(env []string, args ...string) *process {
 	return p
 }
 
-// serve starts 'worker run' as a process and waits until it is ready.
-func (d *deployment) serve() *process {
+// serve starts 'worker run' as a process, with further settings, and waits until it is ready.
+func (d *deployment) serve(env ...string) *process {
 	d.t.Helper()
 	public, admin := freePort(d.t), freePort(d.t)
-	p := d.exec([]string{"HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=debug"}, "run")
+	p := d.exec(append([]string{"HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=debug"}, env...), "run")
 	p.http = "http://" + public
 	d.until("the worker process to be ready", func() bool {
 		status, _, _, err := do(d.t.Context(), http.MethodGet, "http://"+admin+"/readyz")

@@ -213,7 +213,7 @@ func (t *target) person(ctx context.Context, origin string, person int, began ti
 }
 
 // site makes a database with links and starts a worker on it.
-func (b *bench) site(ctx context.Context, binary, name string, links int, stripe string) (*site, error) {
+func (b *bench) site(ctx context.Context, binary, name string, links int, stripe string, env ...string) (*site, error) {
 	pool, err := b.database(ctx, name)
 	if err != nil {
 		return nil, err
@@ -226,7 +226,7 @@ func (b *bench) site(ctx context.Context, binary, name string, links int, stripe
 	if err := s.fill(ctx); err != nil {
 		return nil, err
 	}
-	s.worker, err = b.startWorker(ctx, binary, name, stripe)
+	s.worker, err = b.startWorker(ctx, binary, name, stripe, env...)
 	return s, err
 }
 
@@ -304,14 +304,17 @@ func (s *site) plainHandler(ctx context.Context) (origin string, closeIt func(),
 }
 
 // mallocs is how many objects the worker's process has allocated, all its work together.
-func (w *worker) mallocs() float64 {
+func (w *worker) mallocs() float64 { return w.metric("go_memstats_mallocs_total") }
+
+// metric is the value of a metric without labels, 0 where the worker does not tell.
+func (w *worker) metric(name string) float64 {
 	resp, err := http.Get(w.admin + "/metrics")
 	if err != nil {
 		return 0
 	}
 	defer func() { _ = resp.Body.Close() }()
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), "go_memstats_mallocs_total "); ok {
+		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
 			n, _ := strconv.ParseFloat(value, 64)
 			return n
 		}

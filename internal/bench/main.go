@@ -4,6 +4,10 @@
 //	go run ./internal/bench          (make bench)
 //	go run ./internal/bench -short   a form of seconds, for CI
 //
+// The first parts compare the service with what is as fast as can be, or measure it alone: intake,
+// service, clicks. The others put people before it (internal/crowd) and see that all of them get
+// through: stampede, outage, burst.
+//
 // Each comparison runs both sides in turn, several rounds, and prints the medians and the median
 // of the rounds' ratios: this kind of machine is noisy, and a ratio of two runs minutes apart
 // says little. It exits 1 where a goal is missed.
@@ -30,7 +34,7 @@ import (
 )
 
 func main() {
-	only := flag.String("only", "", "one part alone: intake, service or clicks")
+	only := flag.String("only", "", "one part alone: intake, service, clicks, stampede, outage or burst")
 	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
 	flag.Parse()
 	b := &bench{short: *short, only: *only, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
@@ -80,7 +84,8 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"intake", b.intake}, {"service", b.service}, {"clicks", b.clicks}} {
+	}{{"intake", b.intake}, {"service", b.service}, {"clicks", b.clicks},
+		{"stampede", b.stampede}, {"outage", b.outage}, {"burst", b.burst}} {
 		if b.only != "" && b.only != part.name {
 			continue
 		}

@@ -90,18 +90,40 @@ var linkKeys = portal.FormatKey(1, [32]byte{'b', 'e', 'n', 'c', 'h'})
 
 // simulator is Stripe, at no latency and without a limit.
 type simulator struct {
-	url   string
-	close func()
+	*stripesim.Sim
+	url string
+	srv *http.Server
 }
 
-func startSimulator() (simulator, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func startSimulator() (*simulator, error) {
+	s := &simulator{Sim: stripesim.New(stripesim.Config{})}
+	return s, s.listen("127.0.0.1:0")
+}
+
+func (s *simulator) listen(addr string) error {
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return simulator{}, err
+		return err
 	}
-	srv := &http.Server{Handler: stripesim.New(stripesim.Config{}), ReadHeaderTimeout: time.Second}
-	go func() { _ = srv.Serve(l) }()
-	return simulator{url: "http://" + l.Addr().String(), close: func() { _ = srv.Close() }}, nil
+	s.url, s.srv = "http://"+l.Addr().String(), &http.Server{Handler: s.Sim, ReadHeaderTimeout: time.Second}
+	go func(srv *http.Server) { _ = srv.Serve(l) }(s.srv)
+	return nil
+}
+
+// close cuts every connection, and refuses new ones from then on.
+func (s *simulator) close() { _ = s.srv.Close() }
+
+// reopen ends the refusing. It tries for a while: in between, a connection of somebody may have
+// taken the port for its own end.
+func (s *simulator) reopen() error {
+	var err error
+	for range 100 {
+		if err = s.listen(strings.TrimPrefix(s.url, "http://")); err == nil {
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // worker is a 'worker run' process.
@@ -112,11 +134,12 @@ type worker struct {
 	started time.Duration // from exec to ready
 }
 
-func (b *bench) startWorker(ctx context.Context, binary, database, stripe string) (*worker, error) {
+// startWorker starts a worker without a Stripe budget to speak of; env changes its settings.
+func (b *bench) startWorker(ctx context.Context, binary, database, stripe string, env ...string) (*worker, error) {
 	public, admin := freePort(), freePort()
 	w := &worker{cmd: exec.CommandContext(ctx, binary, "run"), public: "http://" + public, admin: "http://" + admin}
-	w.cmd.Env = []string{"DATABASE_URL=" + b.pg.URL(database), "NATS_URL=" + b.ns.URL(), "STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + stripe,
-		"STRIPE_RATE=1000000", "LINK_KEYS=" + linkKeys, "HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=warn"}
+	w.cmd.Env = append([]string{"DATABASE_URL=" + b.pg.URL(database), "NATS_URL=" + b.ns.URL(), "STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + stripe,
+		"STRIPE_RATE=1000000", "LINK_KEYS=" + linkKeys, "HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=warn"}, env...)
 	w.cmd.Stderr = os.Stderr
 	began := time.Now()
 	if err := w.cmd.Start(); err != nil {

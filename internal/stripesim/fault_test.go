@@ -88,6 +88,20 @@ func TestDroppedConnections(t *testing.T) {
 	}
 }
 
+func TestOutageLastsUntilItIsEnded(t *testing.T) {
+	t.Parallel()
+	sim, _ := setup(t)
+	sim.SetOutage(&stripesim.Fault{Kind: stripesim.FaultStatus, Status: 503})
+	sim.Script(stripesim.Fault{Kind: stripesim.FaultStatus, Status: 500})
+	for i, want := range []int{500, 503, 503} {
+		if got := create(t, sim, form("customer=cus_1")).status; got != want {
+			t.Errorf("call %d: %d, want %d", i, got, want)
+		}
+	}
+	sim.SetOutage(nil)
+	mustCreate(t, sim, form("customer=cus_1"))
+}
+
 func TestHangEndsWithTheClient(t *testing.T) {
 	t.Parallel()
 	sim, _ := setup(t)

@@ -112,6 +112,19 @@ func (s *Sim) Script(faults ...Fault) {
 	s.world.script(faults)
 }
 
+// SetOutage makes every create call fail that gets past the key and the rate
+// limit and for which no fault is queued; nil ends the outage. A fault that is
+// not valid panics.
+func (s *Sim) SetOutage(f *Fault) {
+	if f != nil {
+		if err := f.validate(); err != nil {
+			panic(err)
+		}
+		f = new(*f)
+	}
+	s.world.edit(func(w *world) { w.outage = f })
+}
+
 // SetLatency makes each create call take d longer; 0 takes it back.
 func (s *Sim) SetLatency(d time.Duration) { s.world.edit(func(w *world) { w.latency = d }) }
 

@@ -11,6 +11,7 @@ import (
 type world struct {
 	mu         sync.Mutex
 	faults     []Fault
+	outage     *Fault // of every call, after the scripted ones
 	latency    time.Duration
 	noConfig   bool
 	returnURL  string
@@ -40,14 +41,16 @@ func (w *world) script(faults []Fault) {
 	w.edit(func(w *world) { w.faults = append(w.faults, faults...) })
 }
 
-// next takes the fault of this call: a scripted one, or else what the customer
-// id stands for. The general latency is added to it.
+// next takes the fault of this call: a scripted one, or else the outage's, or
+// else what the customer id stands for. The general latency is added to it.
 func (w *world) next(customer string) Fault {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var f Fault
 	if len(w.faults) > 0 {
 		f, w.faults = w.faults[0], w.faults[1:]
+	} else if w.outage != nil {
+		f = *w.outage
 	} else if m := magicOf(customer); m != nil && m.fault != nil && w.due(m, customer) {
 		f = *m.fault
 	}
