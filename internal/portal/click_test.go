@@ -43,7 +43,7 @@ func TestGetShowsAButton(t *testing.T) {
 	r := b.get(l)
 	r.want(t, 200, pageConfirm)
 	r.wantHeaders(t)
-	if !strings.Contains(r.body, `<form method="post" action="/l/`+b.token(l)+`">`) || !strings.Contains(r.body, "November 2, 2026, 10:00 AM UTC") {
+	if !strings.Contains(r.body, `<form method="post" action="/l/`+b.token(l)+`">`) || !strings.Contains(r.body, "November 2, 2026, 10:00\u00a0AM\u00a0UTC") {
 		t.Errorf("page:\n%s", r.body)
 	}
 	h := b.do("HEAD", "/l/"+b.token(l))

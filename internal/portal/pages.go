@@ -326,7 +326,7 @@ func (p *Pages) data(v variant, w *words) map[string]any {
 		data["Post"] = map[string]string{"Label": w.get(name + ".button"), "Below": "/renew"}
 	}
 	if v.expires {
-		data["Expires"] = w.get("confirm.expires")
+		data["Expires"] = unbrokenTime(w.get("confirm.expires"))
 	}
 	if v.reference {
 		data["Reference"] = w.get("reference")
@@ -336,6 +336,16 @@ func (p *Pages) data(v variant, w *words) map[string]any {
 	}
 	return data
 }
+
+// unbrokenTime keeps the time's parts and its zone on one line: "1:26" without its "AM UTC" is
+// another time.
+func unbrokenTime(text string) string {
+	before, rest, _ := strings.Cut(text, "{time}")
+	unit, after, _ := strings.Cut(rest, "UTC")
+	return before + "{time}" + unbroken(unit) + "UTC" + after
+}
+
+func unbroken(s string) string { return strings.ReplaceAll(s, " ", "\u00a0") }
 
 // withoutHoles lets a brand's braces be braces.
 func withoutHoles(s string) template.HTML {
@@ -362,7 +372,7 @@ func (r *rendered) value(hole string, a answer) string {
 	case "date":
 		return r.words.date(a.expires)
 	case "time":
-		return r.words.clock(a.expires)
+		return unbroken(r.words.clock(a.expires))
 	}
 	return a.reference
 }

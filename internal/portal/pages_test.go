@@ -106,7 +106,7 @@ func TestConfirmPage(t *testing.T) {
 	a := answer{page: pageConfirm, token: "TOKEN", expires: time.Date(2026, 11, 16, 10, 30, 0, 0, time.FixedZone("", 3600))}
 	r := render(t, p, a)
 	for _, part := range []string{`<form method="post" action="/l/TOKEN"><button type="submit" class="button">Continue to billing</button></form>`,
-		"This link works until November 16, 2026, 9:30 AM UTC.", "<h1>Your billing page is ready</h1>"} {
+		"This link works until November 16, 2026, 9:30\u00a0AM\u00a0UTC.", "<h1>Your billing page is ready</h1>"} {
 		if strings.Count(r.body, part) != 1 {
 			t.Errorf("the page lacks %q:\n%s", part, r.body)
 		}
