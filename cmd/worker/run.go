@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +44,16 @@ const (
 	jobPoolSize = 6
 )
 
+// gcPercent lets the heap grow further between collections than Go's 100: it is some 10 MB, so that
+// under load the collector would run many times a second for the sake of little memory.
+const gcPercent = 400
+
+func tuneGC() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+}
+
 // listeners are where the servers listen; run closes them.
 type listeners struct{ public, admin net.Listener }
 
@@ -65,6 +77,7 @@ func listen(cfg *Config) (l listeners, err error) {
 // everything is up. A stop that was asked for returns nil.
 func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready func()) error {
 	defer closeListeners(l)
+	tuneGC()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 

@@ -69,20 +69,34 @@ func (b *bench) clicks(ctx context.Context) error {
 		{what: "click POST, session, two commits", method: http.MethodPost, site: small, want: http.StatusSeeOther, goal: 0.4},
 		{what: "click GET, many links", method: http.MethodGet, site: large, want: http.StatusOK},
 	}
+	sites := []*site{small, large}
 	for range b.rounds() {
 		for _, t := range targets {
-			if err := t.full(ctx, d); err != nil {
+			if err := errors.Join(settle(ctx, sites), t.full(ctx, d)); err != nil {
 				return err
 			}
 			t.ratios = append(t.ratios, t.rates[len(t.rates)-1]/targets[0].rates[len(targets[0].rates)-1])
 		}
 		for _, t := range targets[1:] {
-			if err := t.half(ctx, d); err != nil {
+			if err := errors.Join(settle(ctx, sites), t.half(ctx, d)); err != nil {
 				return err
 			}
 		}
 	}
 	b.tellClicks(targets)
+	return nil
+}
+
+// settle waits until the events of what was measured before are published: they are not the next
+// one's load.
+func settle(ctx context.Context, sites []*site) error {
+	for _, s := range sites {
+		for waiting := 1; waiting > 0; time.Sleep(20 * time.Millisecond) {
+			if err := s.pool.QueryRow(ctx, `SELECT count(*) FROM river_job WHERE kind = 'publish' AND state <> 'completed'`).Scan(&waiting); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
