@@ -34,11 +34,7 @@ func (b *bench) burst(ctx context.Context) error {
 	if b.short {
 		scans = 1000
 	}
-	binary, err := b.build(ctx)
-	if err != nil {
-		return err
-	}
-	sim, err := startSimulator()
+	binary, sim, err := b.workerAndStripe(ctx)
 	if err != nil {
 		return err
 	}

@@ -35,11 +35,7 @@ type site struct {
 // clicks compares GET and POST with a plain handler that does one SELECT and commits one INSERT,
 // and GET on few links with GET on many. Each request goes to another link, as people's do.
 func (b *bench) clicks(ctx context.Context) error {
-	binary, err := b.build(ctx)
-	if err != nil {
-		return err
-	}
-	sim, err := startSimulator()
+	binary, sim, err := b.workerAndStripe(ctx)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -73,7 +74,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if b.dir, err = os.MkdirTemp("", "latchkey-bench-"); err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(b.dir) }()
+	defer func() {
+		// Root's Postgres has its files elsewhere: five million links are some gigabytes.
+		if err := errors.Join(stack.RemovePostgres(filepath.Join(b.dir, "pg")), os.RemoveAll(b.dir)); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	}()
 	if err := b.start(ctx); err != nil {
 		return err
 	}
@@ -171,9 +177,20 @@ func quantile(v []time.Duration, q float64) time.Duration {
 	return v[min(int(float64(len(v))*q), len(v)-1)]
 }
 
-// build makes the worker's binary.
+// workerAndStripe builds the worker's binary, once, and starts a simulator.
+func (b *bench) workerAndStripe(ctx context.Context) (binary string, sim *simulator, err error) {
+	if binary, err = b.build(ctx); err != nil {
+		return "", nil, err
+	}
+	sim, err = startSimulator()
+	return binary, sim, err
+}
+
 func (b *bench) build(ctx context.Context) (string, error) {
 	path := filepath.Join(b.dir, "worker")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "latchkey/cmd/worker")
 	cmd.Stderr = os.Stderr
 	return path, cmd.Run()

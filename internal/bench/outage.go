@@ -24,11 +24,7 @@ func (b *bench) outage(ctx context.Context) error {
 		// Pages are come back to in a tenth of their time, or the part would last half a minute.
 		lead, each, haste = time.Second, time.Second, 10
 	}
-	binary, err := b.build(ctx)
-	if err != nil {
-		return err
-	}
-	sim, err := startSimulator()
+	binary, sim, err := b.workerAndStripe(ctx)
 	if err != nil {
 		return err
 	}

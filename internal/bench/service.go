@@ -22,11 +22,7 @@ import (
 // service measures a worker process as it would be deployed: its start, its memory, and the time
 // from publish to link.issued.
 func (b *bench) service(ctx context.Context) error {
-	binary, err := b.build(ctx)
-	if err != nil {
-		return err
-	}
-	sim, err := startSimulator()
+	binary, sim, err := b.workerAndStripe(ctx)
 	if err != nil {
 		return err
 	}

@@ -28,11 +28,7 @@ func (b *bench) stampede(ctx context.Context) error {
 	if b.short {
 		n = 100
 	}
-	binary, err := b.build(ctx)
-	if err != nil {
-		return err
-	}
-	sim, err := startSimulator()
+	binary, sim, err := b.workerAndStripe(ctx)
 	if err != nil {
 		return err
 	}
