@@ -291,7 +291,7 @@ func TestNobodyThere(t *testing.T) {
 	js, err := jetstream.New(nc)
 	check(t, err)
 	check(t, jobs.EnsureStreams(t.Context(), js, true))
-	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--wait", "--timeout", "10ms"); code != 1 || !strings.Contains(stderr, "stored") {
+	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--wait", "--timeout", "3s"); code != 1 || !strings.Contains(stderr, "stored") {
 		t.Errorf("stored, nobody answers: exit %d\n%s", code, stderr)
 	}
 }

@@ -170,9 +170,12 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 			lowered_to = nullif($5, 0::float8), lowered_at = CASE WHEN $5 > 0 THEN $6::timestamptz END WHERE account = $1`,
 		takes[0].account, l.slotAt, l.head, l.last, l.loweredTo, l.loweredAt)
 	if len(clicks) > 0 {
+		// Everybody waits for the account's row, which so waits for nobody: a click whose row is held
+		// at this moment keeps what it has, and gets another ticket when it is come back to.
 		batch.Queue(`UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
-			FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until)
-			WHERE c.id = t.id AND c.outcome IS NULL`, clicks, tickets, untils)
+			FROM (SELECT id, t.ticket, t.until FROM clicks c JOIN unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until) USING (id)
+			      WHERE c.outcome IS NULL FOR UPDATE OF c SKIP LOCKED) t
+			WHERE c.id = t.id`, clicks, tickets, untils)
 	}
 	return tx.SendBatch(ctx, batch).Close()
 }

@@ -157,6 +157,31 @@ func TestBudgetIsPerAccount(t *testing.T) {
 	b.post(b.link(nil)).want(t, 303, "")
 }
 
+// Somebody's forgotten transaction on one click does not hold up the line.
+func TestBudgetWaitsForNoClick(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	held := b.link(nil)
+	click := b.start(held)
+	tx, err := b.owner.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM clicks WHERE id = $1 FOR UPDATE`, click); err != nil {
+		t.Fatal(err)
+	}
+	b.busy("", time.Hour)
+	if left, err := b.budget.Wait(t.Context(), "", Click{ID: click}); left < time.Minute || err != nil {
+		t.Errorf("%s, %v", left, err)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := b.number(`SELECT count(*) FROM clicks WHERE ticket IS NOT NULL`); n != 0 {
+		t.Error("the held click has a ticket")
+	}
+}
+
 // Two processes that ask at the same time are given different slots, at the rate of both together.
 func TestBudgetOfTwoProcesses(t *testing.T) {
 	t.Parallel()
