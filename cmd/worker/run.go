@@ -46,7 +46,7 @@ const (
 
 // gcPercent lets the heap grow further between collections than Go's 100: it is some 10 MB, so that
 // under load the collector would run many times a second for the sake of little memory.
-const gcPercent = 400
+const gcPercent = 200
 
 func tuneGC() {
 	if os.Getenv("GOGC") == "" {
