@@ -47,6 +47,9 @@ func NewIntake(js jetstream.JetStream, issuer *Issuer, log *slog.Logger, reg pro
 // be there (EnsureStreams).
 func (in *Intake) Run(ctx context.Context) error {
 	consumer, err := ensureConsumer(ctx, in.JetStream)
+	if err != nil && ctx.Err() != nil {
+		return nil // stopped before it began, which is a stop like any other
+	}
 	if err != nil {
 		return err
 	}
