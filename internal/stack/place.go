@@ -196,6 +196,7 @@ func lockFile(path string) (*os.File, error) {
 		}
 	}
 	if err != nil {
+		unlock(f)
 		f.Close()
 		return nil, err
 	}
@@ -211,7 +212,8 @@ func stillAt(f *os.File, path string) bool {
 
 func (p *place) release() {
 	for _, f := range p.locks {
-		f.Close() // drops the lock
+		unlock(f)
+		f.Close()
 	}
 	p.locks = nil
 }

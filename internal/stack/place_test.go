@@ -32,6 +32,33 @@ func hidden(t *testing.T) string {
 	return dir
 }
 
+// A lock that was released is free at once, though a process that is being started in that moment
+// holds a copy of every open file until it is what it shall be.
+func TestReleasedLockIsFreeWhileProcessesStart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = exec.Command("true").Run()
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for i := range 2000 {
+		p := &place{}
+		if err := p.lock(dir); err != nil {
+			t.Fatalf("after %d releases: %v", i, err)
+		}
+		p.release()
+	}
+}
+
 func TestDataOfAHiddenFolderLieElsewhere(t *testing.T) {
 	needRoot(t)
 	t.Parallel()

@@ -57,6 +57,10 @@ func flock(f *os.File) (bool, error) {
 	return err == nil, err
 }
 
+// unlock drops the lock at once, where we hold it. Closing the file alone would not while a process that is being
+// started holds a copy of it, which it does from fork to exec.
+func unlock(f *os.File) { _ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }
+
 // private checks that a folder in a place where everybody can write is really
 // ours: a folder, no link, owned by uid, not writable for others.
 func private(path string, uid int) error {

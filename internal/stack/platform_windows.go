@@ -18,6 +18,7 @@ func supported() error {
 
 func serverAccount(string) (*account, error)                    { return nil, nil }
 func flock(*os.File) (bool, error)                              { return true, nil }
+func unlock(*os.File)                                           {}
 func private(string, int) error                                 { return supported() }
 func sysProcAttr(*account, syscall.Signal) *syscall.SysProcAttr { return nil }
 func serves(int, string) bool                                   { return false }
