@@ -3,6 +3,7 @@ package portal
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"strings"
@@ -202,5 +203,67 @@ func TestCleanUserAgent(t *testing.T) {
 		if got := cleanUserAgent(in); got != want {
 			t.Errorf("%.40q gives %d characters: %.40q, want %d", in, utf8.RuneCountInString(got), got, utf8.RuneCountInString(want))
 		}
+	}
+}
+
+// explained asks for the plan of what it is given, as a session that has run it often makes it.
+type explained struct {
+	*pgx.Conn
+
+	plan []string
+}
+
+func (e *explained) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if _, err := e.Prepare(ctx, "explained", sql); err != nil {
+		return nil, err
+	}
+	placeholders := make([]string, len(args))
+	for i, arg := range args {
+		placeholders[i] = fmt.Sprintf("'%s'", arg)
+	}
+	rows, err := e.Conn.Query(ctx, `EXPLAIN EXECUTE explained (`+strings.Join(placeholders, ", ")+`)`)
+	if err != nil {
+		return nil, err
+	}
+	if e.plan, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+		return nil, err
+	}
+	return e.Conn.Query(ctx, sql, args...)
+}
+
+// Publishing some rows costs what they cost, however many the audit has: a plan that reads all
+// links for a few rows is what Postgres makes of an audit that has grown.
+func TestEventRowsAreReadByPrimaryKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	for _, sql := range []string{
+		`INSERT INTO links SELECT (jsonb_populate_record(l, jsonb_build_object('id', gen_random_uuid(), 'request_id', 'r' || n))).* FROM links l, generate_series(1, 300) n`,
+		`INSERT INTO audit_events (id, at, kind, link_id) SELECT gen_random_uuid(), now(), 'link.opened', id FROM links, generate_series(1, 100)`,
+		`ANALYZE links, audit_events`,
+	} {
+		if _, err := b.owner.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	e := AuditEvent{ID: uuid.Must(uuid.NewV7()), At: b.clock.now(), Kind: LinkOpened, LinkID: l.ID, RequestID: l.RequestID}
+	if err := b.insert(e); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := b.owner.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(t.Context(), `SET plan_cache_mode = force_generic_plan`); err != nil {
+		t.Fatal(err)
+	}
+	db := &explained{Conn: conn.Conn()}
+	rows, err := LoadEventRows(t.Context(), db, `e.id BETWEEN $1 AND $2`, e.ID, e.ID)
+	if len(rows) != 1 || err != nil {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	if plan := strings.Join(db.plan, "\n"); strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "links_pkey") {
+		t.Errorf("the plan:\n%s", plan)
 	}
 }
