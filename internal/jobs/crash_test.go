@@ -14,6 +14,7 @@ import (
 
 	"latchkey/internal/notify"
 	"latchkey/internal/stack"
+	"latchkey/internal/testkit"
 )
 
 // The crash table of docs/design.md: each write failed; failed, but took effect; and the process
@@ -47,14 +48,14 @@ func (w *world) wantOneEvent() {
 
 func TestInvariant1CommitFails(t *testing.T) {
 	t.Parallel()
-	for name, fault := range map[string]func(*commitFaults){
-		"before it took effect": func(f *commitFaults) { f.before.Store(1) },
-		"after it took effect":  func(f *commitFaults) { f.after.Store(1) },
+	for name, fault := range map[string]func(*testkit.Commits){
+		"before it took effect": func(f *testkit.Commits) { f.Script(testkit.Failed) },
+		"after it took effect":  func(f *testkit.Commits) { f.Script(testkit.FailedButTook) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := setup(t)
-			faults := &commitFaults{}
+			faults := &testkit.Commits{}
 			in := NewIntake(w.js, w.newIssuer(w.workerPool(faults)), w.log, nil)
 			fault(faults)
 			w.publish("dunning", request("r1"))

@@ -3,53 +3,14 @@ package jobs
 import (
 	"bytes"
 	"context"
-	"errors"
-	"net"
 	"sync"
 	"sync/atomic"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"latchkey/internal/testkit"
 )
-
-// commitFaults cuts the database connection at a commit: before Postgres gets it, or after it
-// took effect and before the answer arrives.
-type commitFaults struct{ before, after atomic.Int32 }
-
-func (f *commitFaults) install(cfg *pgx.ConnConfig) {
-	dial := cfg.DialFunc
-	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dial(ctx, network, addr)
-		return &faultyConn{Conn: conn, faults: f}, err
-	}
-}
-
-type faultyConn struct {
-	net.Conn
-	faults *commitFaults
-	cut    atomic.Bool // at the next answer
-}
-
-var errCut = errors.New("connection cut by the test")
-
-func (c *faultyConn) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte("commit\x00")) {
-		if c.faults.before.Add(-1) >= 0 {
-			return 0, errors.Join(errCut, c.Close())
-		}
-		c.cut.Store(c.faults.after.Add(-1) >= 0)
-	}
-	return c.Conn.Write(b)
-}
-
-func (c *faultyConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if err == nil && c.cut.Load() { // Postgres answers once the commit is durable
-		return 0, errors.Join(errCut, c.Close())
-	}
-	return n, err
-}
 
 // lossyMsg is a request whose acknowledgement fails: lost on the way, or, with delivered, stored
 // by JetStream while the worker is told that it was not.
@@ -62,14 +23,14 @@ func (m lossyMsg) Ack() error {
 	if m.delivered {
 		_ = m.Msg.DoubleAck(context.Background())
 	}
-	return errCut
+	return testkit.ErrFault
 }
 
 func (m lossyMsg) TermWithReason(reason string) error {
 	if m.delivered {
 		_ = m.Msg.TermWithReason(reason)
 	}
-	return errCut
+	return testkit.ErrFault
 }
 
 // lossyJetStream loses the acks of the first publishes: JetStream has stored the message and the
@@ -98,7 +59,7 @@ func (lostAck) Ok() <-chan *jetstream.PubAck { return nil }
 
 func (lostAck) Err() <-chan error {
 	failed := make(chan error, 1)
-	failed <- errCut
+	failed <- testkit.ErrFault
 	return failed
 }
 

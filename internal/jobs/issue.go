@@ -75,7 +75,7 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 	for _, item := range items {
 		s.parse(item, now)
 	}
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+	return portal.InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		if err := s.insertLinks(ctx, tx, items, now); err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 		}
 		return s.appendAudit(ctx, tx, items, now)
 	})
-	// BeginFunc has committed: durable are links, audit rows and publish jobs. A crash here means
+	// InTx has committed: durable are links, audit rows and publish jobs. A crash here means
 	// a redelivery, which adds nothing.
 }
 

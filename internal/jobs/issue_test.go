@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"latchkey/internal/portal"
+	"latchkey/internal/testkit"
 )
 
 func TestIssueStoresWhatWasAsked(t *testing.T) {
@@ -173,7 +174,7 @@ func TestRepeatAfterRotationGivesTheSameURL(t *testing.T) {
 func TestIssueIsOneTransaction(t *testing.T) {
 	t.Parallel()
 	w := database(t)
-	w.issuer.Publish = func(context.Context, pgx.Tx, ...portal.IDRange) error { return errCut }
+	w.issuer.Publish = func(context.Context, pgx.Tx, ...portal.IDRange) error { return testkit.ErrFault }
 	if err := w.issuer.Issue(w.ctx, []*Item{newTestItem(request("r1")), newTestItem([]byte("bad"))}); err == nil {
 		t.Error("issued without a publish job")
 	}

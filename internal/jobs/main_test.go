@@ -101,13 +101,13 @@ func database(t *testing.T) *world {
 }
 
 // workerPool opens a pool whose sessions take the worker's role, as worker run does.
-func (w *world) workerPool(faults *commitFaults) *pgxpool.Pool {
+func (w *world) workerPool(faults *testkit.Commits) *pgxpool.Pool {
 	w.t.Helper()
 	cfg, err := pgxpool.ParseConfig(w.url)
 	must(w.t, err)
 	cfg.MaxConns = 12
 	if faults != nil {
-		faults.install(cfg.ConnConfig)
+		faults.Install(cfg.ConnConfig)
 	}
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)

@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"latchkey/internal/portal"
+	"latchkey/internal/testkit"
 )
 
 // testDeliver has a number that no double holds, and both channels.
@@ -385,16 +386,16 @@ func TestRenewNeverTakesAProducersLink(t *testing.T) {
 func TestRenewCommitFails(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		fault func(*Issuer, *commitFaults)
+		fault func(*Issuer, *testkit.Commits)
 		want  int // renewals after the second press
 	}{
-		"before it took effect": {func(_ *Issuer, f *commitFaults) { f.before.Store(1) }, 1},
-		"after it took effect":  {func(_ *Issuer, f *commitFaults) { f.after.Store(1) }, 2},
-		"at its last statement": {func(s *Issuer, _ *commitFaults) {
+		"before it took effect": {func(_ *Issuer, f *testkit.Commits) { f.Script(testkit.Failed) }, 1},
+		"after it took effect":  {func(_ *Issuer, f *testkit.Commits) { f.Script(testkit.FailedButTook) }, 2},
+		"at its last statement": {func(s *Issuer, _ *testkit.Commits) {
 			publish, calls := s.Publish, 0
 			s.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
 				if calls++; calls == 2 {
-					return errCut
+					return testkit.ErrFault
 				}
 				return publish(ctx, tx, rows...)
 			}
@@ -405,7 +406,7 @@ func TestRenewCommitFails(t *testing.T) {
 			w := database(t)
 			old := w.emailed(testDeliver)
 			w.at(time.Hour)
-			faults := &commitFaults{}
+			faults := &testkit.Commits{}
 			issuer := w.newIssuer(w.workerPool(faults))
 			issuer.Now = w.issuer.Now
 			c.fault(issuer, faults)

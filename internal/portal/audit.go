@@ -108,19 +108,9 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict s
 	if len(events) == 0 {
 		return nil
 	}
-	batch := &pgx.Batch{}
-	queueVisitors(batch, events)
-	if err := queueAudit(batch, events, conflict); err != nil {
-		return err
+	if err := insertVisitors(ctx, tx, events); err != nil {
+		return fmt.Errorf("append visitors: %w", err)
 	}
-	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return fmt.Errorf("append audit rows: %w", err)
-	}
-	return nil
-}
-
-// queueAudit puts the insert of rows into a pipeline.
-func queueAudit(batch *pgx.Batch, events []AuditEvent, conflict string) error {
 	n := len(events)
 	var (
 		// As bytes: pgx would take a uuid.UUID by its Value, a string, and parse that.
@@ -142,15 +132,17 @@ func queueAudit(batch *pgx.Batch, events []AuditEvent, conflict string) error {
 		links[i], clicks[i] = orNull([16]byte(e.LinkID), [16]byte{}), orNull([16]byte(e.ClickID), [16]byte{})
 		requests[i] = orNull(e.RequestID, "")
 	}
-	batch.Queue(`INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
+	if _, err := tx.Exec(ctx, `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
 		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb
 		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[])
-			AS t (id, at, kind, link_id, request_id, click_id, detail)`+conflict, ids, ats, kinds, links, requests, clicks, details)
+			AS t (id, at, kind, link_id, request_id, click_id, detail)`+conflict, ids, ats, kinds, links, requests, clicks, details); err != nil {
+		return fmt.Errorf("append audit rows: %w", err)
+	}
 	return nil
 }
 
-// queueVisitors puts the insert of the rows' visitors into a pipeline, where there are any.
-func queueVisitors(batch *pgx.Batch, events []AuditEvent) {
+// insertVisitors writes the rows' visitors, where there are any.
+func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
 	var ids [][16]byte
 	var ats []time.Time
 	var ips []netip.Addr
@@ -161,11 +153,13 @@ func queueVisitors(batch *pgx.Batch, events []AuditEvent) {
 			ips, agents = append(ips, v.IP), append(agents, cleanUserAgent(v.UserAgent))
 		}
 	}
-	if len(ids) > 0 {
-		batch.Queue(`INSERT INTO audit_visitors (event_id, at, ip, user_agent)
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO audit_visitors (event_id, at, ip, user_agent)
 			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[])
 			ON CONFLICT (event_id) DO NOTHING`, ids, ats, ips, agents)
-	}
+	return err
 }
 
 // LoadAudit reads rows in the order in which they happened. The condition is ours.

@@ -123,7 +123,7 @@ func (b *Budget) serve(ctx context.Context, takes []*take) error {
 	// In the order of their names, so that two processes can't wait for each other; within an
 	// account in the order of their coming.
 	slices.SortStableFunc(takes, func(x, y *take) int { return cmp.Compare(x.account, y.account) })
-	return pgx.BeginFunc(ctx, b.pool, func(tx pgx.Tx) error {
+	return InTx(ctx, b.pool, func(tx pgx.Tx) error {
 		for len(takes) > 0 {
 			n := 1
 			for n < len(takes) && takes[n].account == takes[0].account {
@@ -165,19 +165,18 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 			}
 		}
 	}
-	batch := &pgx.Batch{}
-	batch.Queue(`UPDATE stripe_budget SET slot_at = $2, head = $3, last_ticket = $4, 
+	_, err = tx.Exec(ctx, `UPDATE stripe_budget SET slot_at = $2, head = $3, last_ticket = $4, 
 			lowered_to = nullif($5, 0::float8), lowered_at = CASE WHEN $5 > 0 THEN $6::timestamptz END WHERE account = $1`,
 		takes[0].account, l.slotAt, l.head, l.last, l.loweredTo, l.loweredAt)
-	if len(clicks) > 0 {
+	if err == nil && len(clicks) > 0 {
 		// Everybody waits for the account's row, which so waits for nobody: a click whose row is held
 		// at this moment keeps what it has, and gets another ticket when it is come back to.
-		batch.Queue(`UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
+		_, err = tx.Exec(ctx, `UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
 			FROM (SELECT id, t.ticket, t.until FROM clicks c JOIN unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until) USING (id)
 			      WHERE c.outcome IS NULL FOR UPDATE OF c SKIP LOCKED) t
 			WHERE c.id = t.id`, clicks, tickets, untils)
 	}
-	return tx.SendBatch(ctx, batch).Close()
+	return err
 }
 
 // noShow is how long a place is kept for a person whose turn has come.

@@ -163,20 +163,12 @@ func TestBudgetWaitsForNoClick(t *testing.T) {
 	b := setup(t)
 	held := b.link(nil)
 	click := b.start(held)
-	tx, err := b.owner.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec(t.Context(), `SELECT FROM clicks WHERE id = $1 FOR UPDATE`, click); err != nil {
-		t.Fatal(err)
-	}
+	release := b.hold(`SELECT FROM clicks WHERE id = $1`, click)
 	b.busy("", time.Hour)
 	if left, err := b.budget.Wait(t.Context(), "", Click{ID: click}); left < time.Minute || err != nil {
 		t.Errorf("%s, %v", left, err)
 	}
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	if n := b.number(`SELECT count(*) FROM clicks WHERE ticket IS NOT NULL`); n != 0 {
 		t.Error("the held click has a ticket")
 	}
@@ -321,7 +313,7 @@ func TestReturnAfterTheDatabaseWasAway(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(nil)
-	b.commits.script(failed)
+	b.commits.Script(failed)
 	place, _ := b.post(l).place(t)
 	if got := b.kinds(l); got != "" {
 		t.Errorf("audit %s", got)
@@ -341,7 +333,7 @@ func TestReturnAfterALostStart(t *testing.T) {
 	for _, commits := range [][]fate{{failedButTook}, {fine, failed}, {fine, failedButTook}, {fine, fine, failed, failed, failed}} {
 		l := b.link(maxSessions(1))
 		before := len(b.sim.Sessions())
-		b.commits.script(commits...)
+		b.commits.Script(commits...)
 		place, _ := b.post(l).place(t)
 		b.do("GET", place).want(t, 303, "")
 		if got, made := b.kinds(l), len(b.sim.Sessions())-before; got != "click.started session.created" || made != 1 {

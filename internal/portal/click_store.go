@@ -111,7 +111,7 @@ func (s *Store) Denied(ctx context.Context, link *Link, click uuid.UUID, detail 
 }
 
 func (s *Store) appendTogether(ctx context.Context, events []AuditEvent) error {
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error { return s.appendAll(ctx, tx, events) })
+	return InTx(ctx, s.Pool, func(tx pgx.Tx) error { return s.appendAll(ctx, tx, events) })
 }
 
 // appendAll gives rows their ids and writes them, with one publish job for those of event kinds:
@@ -175,7 +175,7 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 			clicks, links = append(clicks, c.click), append(links, c.link.ID)
 		}
 	}
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		// A row that somebody else holds at this moment is passed over, and its press looks again:
 		// nobody's press waits for another's link.
@@ -288,7 +288,7 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 		clicks[i], outcomes[i] = e.click, e.outcome
 		e.ended = ""
 	}
-	return pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
 			return fmt.Errorf("end clicks: %w", err)
@@ -367,7 +367,7 @@ func (s *Store) Sweep(ctx context.Context) (int, error) { return s.close(ctx, "t
 // close sweeps the clicks that a condition of ours selects.
 func (s *Store) close(ctx context.Context, where string, args ...any) (int, error) {
 	var closed int
-	err := pgx.BeginFunc(ctx, s.Pool, func(tx pgx.Tx) error {
+	err := InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `
 			UPDATE clicks c SET outcome = CASE WHEN c.ticket IS NULL THEN 'interrupted' ELSE 'abandoned' END, ended_at = $1

@@ -105,7 +105,7 @@ func TestCrashTable(t *testing.T) {
 func (c crash) run(t *testing.T, b *bundle) {
 	before := len(b.sim.Sessions())
 	l := b.link(maxSessions(2))
-	b.commits.script(c.commits...)
+	b.commits.Script(c.commits...)
 	b.sim.Script(c.faults...)
 	if c.killed != nil {
 		c.killed(b, l)
@@ -135,7 +135,7 @@ func TestCrashOfOpened(t *testing.T) {
 	for fate, want := range map[fate]string{failed: "link.opened", failedButTook: "link.opened link.opened"} {
 		b := setup(t)
 		l := b.link(nil)
-		b.commits.script(fate)
+		b.commits.Script(fate)
 		b.get(l).want(t, 503, pageTryAgain)
 		b.get(l).want(t, 200, pageConfirm)
 		if got := b.kinds(l); got != want {
@@ -248,13 +248,7 @@ func TestSweepLocksLinksInOrder(t *testing.T) {
 		b.start(first)
 	}
 	b.clock.advance(time.Minute)
-	tx, err := b.owner.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec(t.Context(), `SELECT FROM links WHERE id = $1 FOR UPDATE`, first.ID); err != nil {
-		t.Fatal(err)
-	}
+	release := b.hold(`SELECT FROM links WHERE id = $1`, first.ID)
 	swept := make(chan error)
 	go func() { _, err := b.store.Sweep(t.Context()); swept <- err }()
 	for b.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 0 {
@@ -263,7 +257,8 @@ func TestSweepLocksLinksInOrder(t *testing.T) {
 	if _, err := b.owner.Exec(t.Context(), `SELECT FROM links WHERE id <> $1 FOR UPDATE NOWAIT`, first.ID); err != nil {
 		t.Errorf("while it waits for the first link, it holds another: %v", err)
 	}
-	if err := errors.Join(tx.Rollback(t.Context()), <-swept); err != nil {
+	release()
+	if err := <-swept; err != nil {
 		t.Error(err)
 	}
 	b.checkBooks()
@@ -333,7 +328,7 @@ func TestCrashOfSweep(t *testing.T) {
 		b := setup(t)
 		b.start(b.link(nil))
 		b.clock.advance(time.Minute)
-		b.commits.script(fate)
+		b.commits.Script(fate)
 		if n, err := b.store.Sweep(t.Context()); n != 0 || err == nil {
 			t.Errorf("%d, %v", n, err)
 		}
@@ -400,13 +395,7 @@ func TestALinkThatIsHeldHoldsUpNobodyElse(t *testing.T) {
 	b := setup(t)
 	held, other := b.link(nil), b.link(nil)
 	clicks := map[*Link]uuid.UUID{held: b.start(held), other: b.start(other)}
-	tx, err := b.owner.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tx.Exec(t.Context(), `SELECT FROM links WHERE id = $1 FOR UPDATE`, held.ID); err != nil {
-		t.Fatal(err)
-	}
+	release := b.hold(`SELECT FROM links WHERE id = $1`, held.ID)
 	group := []*groupCall[*clickEnd]{}
 	for l, click := range clicks {
 		group = append(group, &groupCall[*clickEnd]{done: make(chan error, 1), item: &clickEnd{click: click, link: l, outcome: "failed",
@@ -419,9 +408,7 @@ func TestALinkThatIsHeldHoldsUpNobodyElse(t *testing.T) {
 		}
 	}
 	b.post(other).want(t, 303, "")
-	if err := tx.Rollback(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	release()
 	b.post(held).want(t, 303, "")
 	b.checkBooks()
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"latchkey/internal/stripesim"
+	"latchkey/internal/testkit"
 )
 
 // checkBooks holds the database against itself and against what Stripe knows, once no click is
@@ -133,7 +134,7 @@ func TestInvariant5OutcomeCommitsAsOne(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(nil)
-	b.store.Publish = func(context.Context, pgx.Tx, ...IDRange) error { return errFault }
+	b.store.Publish = func(context.Context, pgx.Tx, ...IDRange) error { return testkit.ErrFault }
 	b.post(l).want(t, 503, pageTryAgain)
 	if got := b.kinds(l); got != "click.started" {
 		t.Errorf("audit: %s", got)
@@ -170,9 +171,9 @@ func TestInvariant6SessionURLIsNowhere(t *testing.T) {
 			t.Errorf("a page shows the session's URL:\n%s", r.body)
 		}
 	}
-	b.commits.script(failed)
+	b.commits.Script(failed)
 	b.get(good)                                          // logs an error of the database
-	b.commits.script(fine, fine, failed, failed, failed) // and an outcome that can't be written
+	b.commits.Script(fine, fine, failed, failed, failed) // and an outcome that can't be written
 	b.post(good).want(t, 503, "")
 	b.sweep(1)
 	for _, s := range b.sim.Sessions() {

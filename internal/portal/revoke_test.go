@@ -131,14 +131,14 @@ func TestRevokeAfterACrash(t *testing.T) {
 		b.link(func(l *Link) { l.Campaign = "c" })
 	}
 	r := Revocation{Campaign: "c", By: "jo"}
-	b.commits.script(failed)
+	b.commits.Script(failed)
 	if n, err := b.store.Revoke(t.Context(), r); n != 0 || err == nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	if n := b.number(`SELECT count(*) FROM audit_events`); n != 0 {
 		t.Errorf("%d audit rows of a commit that failed", n)
 	}
-	b.commits.script(failedButTook)
+	b.commits.Script(failedButTook)
 	if _, err := b.store.Revoke(t.Context(), r); err == nil {
 		t.Error("a lost answer is taken for success")
 	}

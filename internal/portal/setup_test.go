@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -53,9 +52,18 @@ type bundle struct {
 
 	clock    clock
 	queries  atomic.Int64
-	commits  commitFaults
+	commits  testkit.Commits
 	onStripe func(*http.Request) // runs before the simulator does; set before the first request
 }
+
+// What happens to commits, as tables of tests name it.
+type fate = testkit.Fate
+
+const (
+	fine          = testkit.Fine
+	failed        = testkit.Failed
+	failedButTook = testkit.FailedButTook
+)
 
 // migrate makes the schema, and the table into which the tests' publish jobs go.
 func migrate(ctx context.Context, url string) error {
@@ -124,7 +132,7 @@ func (b *bundle) openPools(url string) {
 	}
 	cfg.MaxConns = 8
 	cfg.ConnConfig.Tracer = queryCounter{&b.queries}
-	cfg.ConnConfig.DialFunc = b.commits.dial(cfg.ConnConfig.DialFunc)
+	b.commits.Install(cfg.ConnConfig)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
 		return err
@@ -307,6 +315,24 @@ func (b *bundle) wantCode(l *Link, code SessionCode) {
 }
 
 // number asks the database, as its owner, for one number.
+// hold locks the row of a statement, as somebody's forgotten transaction would, until release.
+func (b *bundle) hold(sql string, args ...any) (release func()) {
+	b.t.Helper()
+	tx, err := b.owner.Begin(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := tx.Exec(b.t.Context(), sql+` FOR UPDATE`, args...); err != nil {
+		b.t.Fatal(err)
+	}
+	return func() {
+		b.t.Helper()
+		if err := tx.Rollback(b.t.Context()); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+}
+
 func (b *bundle) number(sql string, args ...any) (n int) {
 	b.t.Helper()
 	if err := b.owner.QueryRow(b.t.Context(), sql, args...).Scan(&n); err != nil {
@@ -361,5 +387,3 @@ func (c queryCounter) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.Tr
 }
 
 func (queryCounter) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-
-var errFault = errors.New("a fault of the test")
