@@ -72,6 +72,78 @@ func listen(cfg *Config) (l listeners, err error) {
 	return l, nil
 }
 
+// backends are the connections that the roles share.
+type backends struct {
+	pool, jobPool *pgxpool.Pool
+	nats          *nats.Conn
+	jetStream     jetstream.JetStream
+}
+
+// connect opens them, and sees to the streams. After an error close still closes what is open.
+func connect(ctx context.Context, cfg *Config, log *slog.Logger) (b *backends, err error) {
+	b = &backends{}
+	if b.pool, err = openPool(ctx, cfg.DatabaseURL); err != nil {
+		return b, err
+	}
+	if b.jobPool, err = openJobPool(ctx, cfg.DatabaseURL); err != nil {
+		return b, err
+	}
+	if b.nats, err = connectNATS(cfg, log); err != nil {
+		return b, err
+	}
+	// An ack that never comes must not keep its place among the pending ones for ever.
+	if b.jetStream, err = jetstream.New(b.nats, jetstream.WithPublishAsyncTimeout(publishAckTimeout)); err != nil {
+		return b, fmt.Errorf("JetStream: %w", err)
+	}
+	return b, jobs.EnsureStreams(ctx, b.jetStream, cfg.ManageStreams)
+}
+
+func (b *backends) close() {
+	if b.nats != nil {
+		b.nats.Close()
+	}
+	for _, pool := range []*pgxpool.Pool{b.jobPool, b.pool} {
+		if pool != nil {
+			closePool(pool)
+		}
+	}
+}
+
+// roles are the parts that a request flows through. abortClicks cuts the waits of the clicks that
+// are under way.
+type roles struct {
+	river       *jobs.River
+	issuer      *jobs.Issuer
+	store       *portal.Store
+	stripe      *portal.Stripe
+	click       *portal.ClickServer
+	abortClicks context.CancelFunc
+}
+
+// newRoles makes the parts; none is at work yet.
+func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, reg *prometheus.Registry) (*roles, error) {
+	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.jobPool, JetStream: b.jetStream, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
+	if err != nil {
+		return nil, err
+	}
+	r := &roles{river: river, store: portal.NewStore(b.pool, river.Publish, time.Now)}
+	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
+	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
+	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
+		Budget: budget, Log: log, Registerer: reg})
+	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
+	r.abortClicks = abortClicks
+	r.click = (&portal.ClickServer{Keys: cfg.keys, Store: r.store, Stripe: r.stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(), Renew: r.issuer.Renew,
+		TrustedProxies: cfg.proxies, Log: log, Abort: abort,
+		Pages: newPages(ctx, cfg, r.stripe.OnLoopback(), log)}).Init(reg)
+	return r, nil
+}
+
+func (r *roles) close() {
+	r.abortClicks()
+	r.stripe.Close()
+}
+
 // run is the service: it connects what is below, starts the roles in the order in which a request
 // flows, and, when ctx ends or a part fails, stops them in the same order. ready is called once
 // everything is up. A stop that was asked for returns nil.
@@ -80,66 +152,36 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	tuneGC()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-
-	pool, err := openPool(ctx, cfg.DatabaseURL)
+	b, err := connect(ctx, cfg, log)
+	defer b.close()
 	if err != nil {
 		return err
 	}
-	defer closePool(pool)
-	jobPool, err := openJobPool(ctx, cfg.DatabaseURL)
+	role, err := newRoles(ctx, cfg, log, b, reg)
 	if err != nil {
 		return err
 	}
-	defer closePool(jobPool)
-	nc, err := connectNATS(cfg, log)
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	// An ack that never comes must not keep its place among the pending ones for ever.
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncTimeout(publishAckTimeout))
-	if err != nil {
-		return fmt.Errorf("JetStream: %w", err)
-	}
-	if err := jobs.EnsureStreams(ctx, js, cfg.ManageStreams); err != nil {
-		return err
-	}
-
-	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: jobPool, JetStream: js, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
-	if err != nil {
-		return err
-	}
-	store := portal.NewStore(pool, river.Publish, time.Now)
-	issuer := &jobs.Issuer{Pool: pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
-	budget := portal.NewBudget(pool, cfg.StripeRate, time.Now, reg)
-	stripe := portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
-		Budget: budget, Log: log, Registerer: reg})
-	defer stripe.Close()
-	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
-	defer abortClicks()
-	click := (&portal.ClickServer{Keys: cfg.keys, Store: store, Stripe: stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(), Renew: issuer.Renew,
-		TrustedProxies: cfg.proxies, Log: log, Abort: abort,
-		Pages: newPages(ctx, cfg, stripe.OnLoopback(), log)}).Init(reg)
+	defer role.close()
 
 	r := &running{log: log, failed: make(chan error, 8)}
-	admin := newAdmin(cfg, pool, nc, reg)
+	admin := newAdmin(cfg, b.pool, b.nats, reg)
 	adminServer := admin.server()
 	r.serve("internal server", adminServer, l.admin)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	if cfg.has(roleIntake) {
-		r.start("intake", func() error { return jobs.NewIntake(js, issuer, log, reg).Run(intakeCtx) })
-		service := &jobs.Service{Issuer: issuer, Store: store, Log: log}
-		r.start("micro service", func() error { return service.Serve(intakeCtx, nc, cli.Version) })
+		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
+		service := &jobs.Service{Issuer: role.issuer, Store: role.store, Log: log}
+		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version) })
 	}
 	if cfg.has(roleJobs) {
-		if err := river.Start(context.WithoutCancel(ctx)); err != nil {
+		if err := role.river.Start(context.WithoutCancel(ctx)); err != nil {
 			return fmt.Errorf("start the jobs: %w", err)
 		}
 	}
-	clickServer := click.HTTPServer()
+	clickServer := role.click.HTTPServer()
 	if cfg.has(roleClick) {
-		r.serve("click server", clickServer, click.Listener(l.public))
+		r.serve("click server", clickServer, role.click.Listener(l.public))
 	}
 	admin.ready.Store(true)
 	log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())
@@ -151,12 +193,12 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	admin.ready.Store(false)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
-	defer time.AfterFunc(clickStopTime, abortClicks).Stop()
+	defer time.AfterFunc(clickStopTime, role.abortClicks).Stop()
 	stopIntake()
 	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
 	// worker's.
 	jobsStopped := make(chan error, 1)
-	go func() { jobsStopped <- river.Stop(stopCtx) }()
+	go func() { jobsStopped <- role.river.Stop(stopCtx) }()
 	err = errors.Join(cause, clickServer.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")
