@@ -94,21 +94,25 @@ type PublishFunc func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error
 
 // InsertAudit appends rows with fresh ids in the caller's transaction.
 func InsertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
-	return insertAudit(ctx, tx, events, "")
+	return insertAudit(ctx, tx, events, false)
 }
 
 // InsertAuditOnce appends rows whose ids are derived from a message, so that a redelivery adds
 // nothing: a row whose id is there already is left as it is. (It costs an eighth of intake's rate
 // where nothing can be there already.)
 func InsertAuditOnce(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
-	return insertAudit(ctx, tx, events, " ON CONFLICT (id) DO NOTHING")
+	return insertAudit(ctx, tx, events, true)
 }
 
-func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict string) error {
+func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, once bool) error {
 	if len(events) == 0 {
 		return nil
 	}
-	if err := insertVisitors(ctx, tx, events); err != nil {
+	var onAudit, onVisitors string
+	if once {
+		onAudit, onVisitors = " ON CONFLICT (id) DO NOTHING", " ON CONFLICT (event_id) DO NOTHING"
+	}
+	if err := insertVisitors(ctx, tx, events, onVisitors); err != nil {
 		return fmt.Errorf("append visitors: %w", err)
 	}
 	n := len(events)
@@ -135,14 +139,14 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict s
 	if _, err := tx.Exec(ctx, `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
 		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb
 		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[])
-			AS t (id, at, kind, link_id, request_id, click_id, detail)`+conflict, ids, ats, kinds, links, requests, clicks, details); err != nil {
+			AS t (id, at, kind, link_id, request_id, click_id, detail)`+onAudit, ids, ats, kinds, links, requests, clicks, details); err != nil {
 		return fmt.Errorf("append audit rows: %w", err)
 	}
 	return nil
 }
 
 // insertVisitors writes the rows' visitors, where there are any.
-func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
+func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict string) error {
 	var ids [][16]byte
 	var ats []time.Time
 	var ips []netip.Addr
@@ -157,8 +161,7 @@ func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
 		return nil
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO audit_visitors (event_id, at, ip, user_agent)
-			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[])
-			ON CONFLICT (event_id) DO NOTHING`, ids, ats, ips, agents)
+			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[])`+conflict, ids, ats, ips, agents)
 	return err
 }
 
