@@ -40,9 +40,12 @@ DROP TABLE stripe_budget;
 DROP INDEX clicks_open_link_idx;
 DROP INDEX clicks_open_idx;
 CREATE INDEX clicks_open_idx ON clicks (started_at) WHERE outcome IS NULL;
+UPDATE clicks SET outcome = 'interrupted' WHERE outcome = 'abandoned';
 ALTER TABLE clicks
     DROP COLUMN ticket,
-    DROP COLUMN open_until;
+    DROP COLUMN open_until,
+    DROP CONSTRAINT clicks_outcome_kind,
+    ADD CONSTRAINT clicks_outcome_kind CHECK (outcome IN ('created', 'failed', 'interrupted'));
 DROP INDEX links_renewal_of_idx;
 ALTER TABLE links
     DROP COLUMN deliver,

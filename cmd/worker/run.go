@@ -253,7 +253,9 @@ func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config)) 
 	}
 	change(cfg)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
+		// A worker that froze, or lost its network, between two statements must not hold the row of
+		// a Stripe account's line until TCP gives it up: nobody would get a slot for hours.
+		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole+"; SET idle_in_transaction_session_timeout = '10s'")
 		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)

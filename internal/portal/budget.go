@@ -94,7 +94,7 @@ func (b *Budget) Wait(ctx context.Context, account string, click Click) (left ti
 // errNoSlot is returned by Retry when the line has no slot soon.
 var errNoSlot = errors.New("no slot for another try")
 
-// Retry waits, at most a second, for a slot for one more try of a click that has had its own.
+// Retry waits, at most retryHold, for a slot for one more try of a click that has had its own.
 func (b *Budget) Retry(ctx context.Context, account string) error {
 	if b == nil {
 		return nil

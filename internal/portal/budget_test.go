@@ -3,6 +3,7 @@ package portal
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
@@ -269,7 +270,12 @@ func TestStripeIsSpared(t *testing.T) {
 		t.Errorf("audit %+v, %d calls of Stripe", rows, len(b.sim.Calls())-calls)
 	}
 
-	b.stripe.breaker.HalfOpen()
+	b.stripe.breaker.HalfOpen() // somebody else finds out whether Stripe answers again
+	b.do("GET", place).want(t, 503, pageTryAgain)
+	if n := b.number(`SELECT count(*) FROM clicks WHERE link_id = $1`, l.ID); n != 0 {
+		t.Errorf("%d clicks", n)
+	}
+	b.stripe.breaker.Close()
 	b.do("GET", place).want(t, 303, "")
 	if got := b.kinds(l); got != "click.denied click.started session.created" {
 		t.Errorf("audit %s", got)
@@ -285,7 +291,8 @@ func TestStripeIsSpared(t *testing.T) {
 	b.checkBooks()
 }
 
-// A click that is begun when the breaker opens stays open: Stripe was not asked, so nothing failed.
+// A click that is begun when the breaker opens stays open, in its place: Stripe was not asked, so
+// nothing failed.
 func TestSparedAfterTheClickBegan(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -294,17 +301,68 @@ func TestSparedAfterTheClickBegan(t *testing.T) {
 	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
 	b.click.Stripe = b.stripe
 	l := b.link(maxSessions(1))
-	b.stripe.breaker.HalfOpen()
-	b.stripe.breaker.TryAcquirePermit() // somebody else is trying
-	r := b.post(l)
-	r.want(t, 503, pageTryAgain)
-	if got := b.kinds(l); got != "click.started" {
-		t.Errorf("audit %s", got)
+	b.busy("", time.Minute)
+	place, _ := b.post(l).place(t)
+	click, err := b.store.OpenClick(t.Context(), l)
+	if err != nil || click.Ticket == 0 {
+		t.Fatalf("%+v, %v", click, err)
 	}
-	place, _ := r.place(t)
+	b.busy("", 0)
+	b.stripe.breaker.HalfOpen()
+	b.stripe.breaker.TryAcquirePermit() // somebody else is trying, since this one looked
+	a := b.click.serve(t.Context(), &visit{link: l, token: b.token(l)}, click)
+	if kept, err := b.store.OpenClick(t.Context(), l); a.page != pageTryAgain || err != nil || kept != click {
+		t.Errorf("page %v; the click is %+v (%v), want %+v", a.page, kept, err, click)
+	}
+	b.do("GET", place).want(t, 503, pageTryAgain)
+	if kept, err := b.store.OpenClick(t.Context(), l); err != nil || kept != click || b.kinds(l) != "click.started" {
+		t.Errorf("the click is %+v (%v), want %+v; audit %s", kept, err, click, b.kinds(l))
+	}
 	b.stripe.breaker.Close()
 	b.do("GET", place).want(t, 303, "")
 	b.checkBooks()
+}
+
+// A tab that is forgotten while Stripe fails asks for an hour, not for ever.
+func TestTryingAgainEnds(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(func(l *Link) { customer("cus_503")(l); l.ExpiresAt = l.CreatedAt.Add(24 * time.Hour) })
+	place, _ := b.post(l).place(t)
+	for range 3 {
+		b.clock.advance(placeLife / 4)
+		r := b.do("GET", place)
+		r.want(t, 503, pageTryAgain)
+		place, _ = r.place(t)
+	}
+	b.clock.advance(placeLife / 4)
+	calls := len(b.sim.Calls())
+	b.do("GET", place).want(t, 200, pageConfirm)
+	if n := len(b.sim.Calls()); n != calls {
+		t.Errorf("%d more calls of Stripe", n-calls)
+	}
+	b.checkBooks()
+}
+
+// Whoever waits in line and meets a limit comes back by themselves, into the same place.
+func TestLimitInLine(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	b.busy("", time.Hour)
+	place, _ := b.post(l).place(t)
+	for range lookBurst {
+		b.click.Limits.Visit(netip.MustParseAddr("203.0.113.9"), l.ID, "GET", b.clock.now())
+	}
+	r := b.do("GET", place)
+	r.want(t, 429, pageTooMany)
+	after, _ := strconv.Atoi(r.header.Get("Retry-After"))
+	if refresh, err := strconv.Atoi(r.header.Get("Refresh")); err != nil || after < 1 || refresh < after {
+		t.Errorf("Refresh %q, Retry-After %q", r.header.Get("Refresh"), r.header.Get("Retry-After"))
+	}
+	if r := b.get(l); r.status != 429 || r.header.Get("Refresh") != "" {
+		t.Errorf("another look: %d, Refresh %q", r.status, r.header.Get("Refresh"))
+	}
 }
 
 // The database is away when the button is pressed: the page comes back by itself, and its click

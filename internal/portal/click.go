@@ -84,7 +84,7 @@ func (s *ClickServer) Init(reg prometheus.Registerer) *ClickServer {
 	}
 	// The outcome of a click that Stripe answered is worth asking the database three times.
 	s.endRetry = failsafe.With(retrypolicy.NewBuilder[any]().
-		AbortOnErrors(ErrSwept).
+		AbortOnErrors(ErrSwept, ErrServed).
 		WithBackoff(100*time.Millisecond, 800*time.Millisecond).
 		WithMaxAttempts(3).
 		ReturnLastFailure().
@@ -155,6 +155,7 @@ type visit struct {
 	link    *Link
 	token   string
 	visitor *Visitor
+	end     time.Time // of the place that it came back to; zero = none
 }
 
 // answer finds the link and lets GET and HEAD look at it and POST use it. The token is checked
@@ -174,7 +175,11 @@ func (s *ClickServer) answer(r *http.Request) answer {
 		return answer{page: pageNotFound}
 	}
 	if after, ok := s.Limits.Visit(ip, id, r.Method, s.Store.Now()); !ok {
-		return s.tooMany("visits", after)
+		a := s.tooMany("visits", after)
+		if _, _, ok := s.place(r, rest[len(token):], id); ok { // its person gave up nothing, and need not press again
+			a.refresh = a.retryAfter + rand.IntN(10)
+		}
+		return a
 	}
 	// A phone that lost its connection half-way has still pressed the button: what was begun is
 	// ended and written down, so the work does not hang on the connection.
@@ -198,20 +203,28 @@ func (s *ClickServer) answer(r *http.Request) answer {
 // act does what the method and the path behind the token ask for. Anything else there is what a
 // mail gateway appended.
 func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
-	switch v.r.Method {
-	case http.MethodPost:
+	if v.r.Method == http.MethodPost {
 		if after, ok := strings.CutPrefix(rest, "/renew"); ok && leadingToken(after) == "" {
 			return s.renew(ctx, v)
 		}
 		return s.press(ctx, v)
-	case http.MethodGet:
-		if after, ok := strings.CutPrefix(rest, "/wait/"); ok {
-			if click, err := s.Keys.VerifyPlace(leadingToken(after), v.link.ID, s.Store.Now()); err == nil {
-				return s.comeBack(ctx, v, click)
-			}
-		}
+	}
+	if click, end, ok := s.place(v.r, rest, v.link.ID); ok {
+		v.end = end
+		return s.comeBack(ctx, v, click)
 	}
 	return s.look(ctx, v)
+}
+
+// place is the place in the line that a GET comes back to, of which rest is the path behind the
+// token.
+func (s *ClickServer) place(r *http.Request, rest string, link uuid.UUID) (click uuid.UUID, end time.Time, ok bool) {
+	after, ok := strings.CutPrefix(rest, "/wait/")
+	if !ok || r.Method != http.MethodGet {
+		return uuid.Nil, end, false
+	}
+	click, end, err := s.Keys.VerifyPlace(leadingToken(after), link, s.Store.Now())
+	return click, end, err == nil
 }
 
 // look answers GET and HEAD: it changes nothing but the audit.
@@ -248,7 +261,8 @@ func (s *ClickServer) press(ctx context.Context, v *visit) answer {
 }
 
 // together lets one press of a link act and gives its answer to those that come meanwhile. Each of
-// them has its row in the audit.
+// them has its row in the audit. Where act served no click (uuid.Nil) there is nothing to share, and
+// each acts for itself.
 func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]any, act func() (answer, uuid.UUID)) answer {
 	type result struct {
 		answer answer
@@ -263,6 +277,10 @@ func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]
 	shared := got.(result)
 	if acted || detail == nil { // a page that comes back by itself is no press
 		return shared.answer
+	}
+	if shared.click == uuid.Nil {
+		own, _ := act()
+		return own
 	}
 	if err := s.share(ctx, v, shared.click, detail); err != nil {
 		return s.databaseAway(v, shared.click, err)
@@ -284,39 +302,40 @@ func withReason(detail map[string]any, reason string) map[string]any {
 	return detail
 }
 
-// begin starts a click under an id, or joins the one that is open, and serves it.
+// begin starts a click under an id, or joins the one that is open, and serves it. It returns the
+// click that it served, uuid.Nil for none.
 func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail map[string]any) (answer, uuid.UUID) {
 	for try := range 5 {
 		// A click that ended while it was looked for makes room for ours, and whoever holds the
 		// link's row is done with it in a moment.
 		if err := sleep(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
-			return s.databaseAway(v, id, err), id
+			return s.databaseAway(v, id, err), uuid.Nil
 		}
 		err := s.Store.StartClick(ctx, v.link, id, detail, v.visitor)
 		if err == nil {
-			return s.serve(ctx, v, Click{ID: id}, false), id
+			return s.serve(ctx, v, Click{ID: id}), id
 		}
 		if !errors.Is(err, ErrDenied) {
-			return s.databaseAway(v, id, err), id
+			return s.databaseAway(v, id, err), uuid.Nil
 		}
 		now, err := s.Store.Link(ctx, v.link.ID)
 		if err != nil {
-			return s.databaseAway(v, id, err), id
+			return s.databaseAway(v, id, err), uuid.Nil
 		}
 		if state := now.StateAt(s.Store.Now()); state != StateLive {
-			return s.deny(ctx, v, state, detail), id
+			return s.deny(ctx, v, state, detail), uuid.Nil
 		}
 		switch open, err := s.Store.OpenClick(ctx, v.link); {
 		case err == nil:
 			if err := s.share(ctx, v, open.ID, detail); err != nil {
-				return s.databaseAway(v, open.ID, err), open.ID
+				return s.databaseAway(v, open.ID, err), uuid.Nil
 			}
-			return s.serve(ctx, v, open, true), open.ID
+			return s.serve(ctx, v, open), open.ID
 		case !errors.Is(err, ErrNoClick):
-			return s.databaseAway(v, id, err), id
+			return s.databaseAway(v, id, err), uuid.Nil
 		}
 	}
-	return s.tryAgain(v, id), id
+	return s.tryAgain(v, id), uuid.Nil
 }
 
 // comeBack answers the GET of a place in the line: the same person's return, by the page's own
@@ -326,14 +345,10 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 	if v.link.StateAt(s.Store.Now()) == StateRevoked || isPrefetch(v.r) {
 		return s.look(ctx, v)
 	}
-	if s.Stripe.Spared() {
-		if err := s.Store.Keep(ctx, id, s.Store.Now().Add(placeKept)); err != nil {
-			return s.databaseAway(v, id, err)
-		}
-		return s.tryAgain(v, id)
-	}
 	click, err := s.Store.Click(ctx, v.link, id)
 	switch {
+	case errors.Is(err, ErrNoClick) && s.Stripe.Spared():
+		return s.tryAgain(v, id)
 	case errors.Is(err, ErrNoClick): // Stripe or the database was away when the button was pressed
 		if v.link.StateAt(s.Store.Now()) != StateLive {
 			return s.look(ctx, v)
@@ -343,14 +358,19 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		return s.databaseAway(v, id, err)
 	case click.Outcome != "":
 		return s.look(ctx, v)
+	case s.Stripe.Spared():
+		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(placeKept)); err != nil {
+			return s.databaseAway(v, id, err)
+		}
+		return s.tryAgain(v, id)
 	}
-	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click, click.Ticket == 0), id })
+	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), id })
 }
 
 // serve waits for the click's slot, asks Stripe, commits the outcome and redirects. The order is
-// the promise: no session without its click.started, no redirect without its outcome. joined says
-// that another process may be serving the click at this moment.
-func (s *ClickServer) serve(ctx context.Context, v *visit, click Click, joined bool) answer {
+// the promise: no session without its click.started, no redirect without its outcome. Another
+// process may be serving the same click at this moment, for another press that joined it.
+func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
 	left, err := s.Budget.Wait(ctx, v.link.StripeAccount, click)
 	if err != nil {
 		return s.databaseAway(v, click.ID, err)
@@ -363,7 +383,7 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click, joined b
 	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
 	if errors.Is(err, ErrSpared) { // it was not asked, so the click may stay open
 		s.clicks.WithLabelValues("spared").Inc()
-		if err := s.Store.Keep(ctx, click.ID, s.Store.Now().Add(placeKept)); err != nil {
+		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(placeKept)); err != nil {
 			return s.databaseAway(v, click.ID, err)
 		}
 		return s.tryAgain(v, click.ID)
@@ -372,13 +392,19 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click, joined b
 	if err != nil && !errors.As(err, &cause) {
 		cause = &SessionError{Code: CodeUnavailable, err: err}
 	}
-	if joined && cause != nil && cause.Code == CodeConflict { // it is: the outcome is the other's to write
+	if cause != nil && cause.Code == CodeConflict {
+		// Stripe works on a call of this click, another process's or one that we gave up waiting
+		// for. Its outcome may be a session, so this one is none: the return asks again.
+		s.clicks.WithLabelValues(string(CodeConflict)).Inc()
 		return s.tryAgain(v, click.ID)
 	}
 	switch err := s.end(ctx, v.link, click.ID, session, cause); {
 	case errors.Is(err, ErrSwept):
 		log.Warn("a click was closed while Stripe was being asked; its session is dropped")
 		return s.tryAgain(v, newClickID())
+	case errors.Is(err, ErrServed): // its page shows the link as it is now
+		log.Warn("another process got the session of a click that failed here")
+		return s.tryAgain(v, click.ID)
 	case err != nil:
 		// The session, if there is one, is not handed out before it is written down. The click is
 		// still open, and a return asks Stripe for the same session again.
@@ -435,14 +461,15 @@ func (s *ClickServer) gone(v *visit, state State) answer {
 	return a
 }
 
-// renew answers alike whatever happened, so that nobody learns what became of an address.
+// renew answers alike whatever became of the address, so that nobody learns it. Only where nothing
+// could be written it says so, and the page comes back to the link.
 func (s *ClickServer) renew(ctx context.Context, v *visit) answer {
 	renewed, err := s.Renew(ctx, v.link.ID, v.visitor)
 	if err != nil {
-		s.Log.Error("an expired link could not be renewed; its owner was told that a new one may come", "link_id", v.link.ID, "error", err)
-	} else {
-		s.Log.Info("an expired link was asked for again", "link_id", v.link.ID, "renewed", renewed)
+		s.Log.Error("an expired link could not be renewed; its owner was told to try again", "link_id", v.link.ID, "error", err)
+		return answer{page: pageTryAgain, retryAfter: 5, refresh: 5}
 	}
+	s.Log.Info("an expired link was asked for again", "link_id", v.link.ID, "renewed", renewed)
 	return answer{page: pageRenewed}
 }
 
@@ -463,7 +490,7 @@ const (
 
 // waiting is the page of a person whose turn is further off than a request waits.
 func (s *ClickServer) waiting(v *visit, click uuid.UUID, left time.Duration) answer {
-	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now()), wait: left, refresh: refreshAfter(left, rand.Float64())}
+	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now().Add(placeLife)), wait: left, refresh: refreshAfter(left, rand.Float64())}
 }
 
 // refreshAfter is when a page comes back whose turn is left away, in whole seconds, which is all
@@ -477,10 +504,14 @@ func refreshAfter(left time.Duration, jitter float64) int {
 }
 
 // tryAgain is the page of a person who pressed the button at a bad time. It comes back by itself,
-// for the click that it names.
+// for the click that it names, for an hour at most; then it shows the button again.
 func (s *ClickServer) tryAgain(v *visit, click uuid.UUID) answer {
+	end := v.end
+	if end.IsZero() {
+		end = s.Store.Now().Add(placeLife)
+	}
 	seconds := int((retryEarliest + rand.N(retryLatest-retryEarliest)).Seconds())
-	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now()), retryAfter: seconds, refresh: seconds}
+	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, end), retryAfter: seconds, refresh: seconds}
 }
 
 // databaseAway lets the browser come back by itself: to look at the link again, or, where the

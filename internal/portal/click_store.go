@@ -47,6 +47,9 @@ var (
 	// ErrSwept is returned by EndClick when the sweeper has closed the click: its outcome is
 	// written, so whatever Stripe answered counts no more.
 	ErrSwept = errors.New("the click was closed by the sweeper")
+	// ErrServed is returned by EndClick for a failure when another process, serving the same click,
+	// got its session.
+	ErrServed = errors.New("the click has its session already")
 	// ErrNoClick is returned when no click has the id.
 	ErrNoClick = errors.New("no such click")
 )
@@ -244,9 +247,11 @@ func (s *Store) Click(ctx context.Context, link *Link, id uuid.UUID) (Click, err
 	return c, nil
 }
 
-// Keep leaves a click open that has not been served, for a person who is told to come back.
-func (s *Store) Keep(ctx context.Context, click uuid.UUID, until time.Time) error {
-	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = $2 WHERE id = $1 AND outcome IS NULL`, click, until); err != nil {
+// Keep leaves a click open that has not been served, with its place in the line, for a person who
+// is told to come back.
+func (s *Store) Keep(ctx context.Context, click Click, until time.Time) error {
+	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = $2, ticket = nullif($3, 0::bigint) WHERE id = $1 AND outcome IS NULL`,
+		click.ID, until, click.Ticket); err != nil {
 		return fmt.Errorf("keep a click open: %w", err)
 	}
 	return nil
@@ -276,10 +281,14 @@ func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, sessi
 	if err := s.ends.do(ctx, end); err != nil {
 		return err
 	}
-	if end.ended != end.outcome {
+	switch end.ended {
+	case end.outcome:
+		return nil
+	case "created":
+		return ErrServed
+	default:
 		return ErrSwept
 	}
-	return nil
 }
 
 func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {

@@ -2,6 +2,7 @@ package portal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -183,7 +184,6 @@ func TestStripesRefusalsAsPages(t *testing.T) {
 		"cus_badurl":   {502, pageOurFault, CodeBadSessionURL},
 		"cus_503":      {503, pageTryAgain, CodeUnavailable},
 		"cus_429":      {503, pageTryAgain, CodeRateLimited},
-		"cus_409":      {503, pageTryAgain, CodeConflict},
 	} {
 		l := b.link(customer(id))
 		r := b.post(l)
@@ -469,4 +469,24 @@ func TestTheRedirectLeadsToThePortal(t *testing.T) {
 	if portal := b.send(r); portal.status != 200 || b.sim.Sessions()[0].Visited.IsZero() {
 		t.Errorf("the portal answers %d", portal.status)
 	}
+}
+
+// A renewal is answered alike whatever became of it, unless nothing could be written.
+func TestRenewAnswers(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	b.clock.advance(2 * time.Hour)
+	path := "/l/" + b.token(l) + "/renew"
+	for _, renewed := range []bool{true, false} {
+		b.click.Renew = func(context.Context, uuid.UUID, *Visitor) (bool, error) { return renewed, nil }
+		b.do("POST", path).want(t, 202, pageRenewed)
+	}
+	b.click.Renew = func(context.Context, uuid.UUID, *Visitor) (bool, error) { return false, errors.New("no database") }
+	r := b.do("POST", path)
+	r.want(t, 503, pageTryAgain)
+	if r.header.Get("Refresh") != "5" || strings.Contains(r.body, "no database") {
+		t.Errorf("Refresh %q, body:\n%s", r.header.Get("Refresh"), r.body)
+	}
+	b.do("GET", path).want(t, 410, pageExpired) // what the refresh asks for
 }

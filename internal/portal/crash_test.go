@@ -368,25 +368,62 @@ func TestEndClickBothWaysAtOnce(t *testing.T) {
 	}
 }
 
-// A press that joins a click which its own process is still asking Stripe about leaves the
-// outcome to that one.
-func TestJoinLeavesAConflictToTheOther(t *testing.T) {
+// While Stripe works on a call of the same click, its outcome is not known: whoever gets the 409
+// writes none, whether it began the click or joined it, and comes back for the same one.
+func TestConflictIsNoOutcome(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(customer("cus_409"))
 	click := b.start(l)
-	r := b.post(l)
-	r.want(t, 503, pageTryAgain)
+	joined := b.post(l)
+	back, _ := joined.place(t)
+	for _, r := range []reply{joined, b.do("GET", back)} {
+		r.want(t, 503, pageTryAgain)
+		place, _ := r.place(t)
+		_, own, _ := strings.Cut(place, "/wait/")
+		if got, _, err := b.keys.VerifyPlace(own, l.ID, b.clock.now()); err != nil || got != click {
+			t.Errorf("the page comes back for click %s (%v), want %s", got, err, click)
+		}
+	}
 	if got := b.kinds(l); got != "click.started click.denied" {
 		t.Errorf("audit %q", got)
 	}
-	place, _ := r.place(t)
-	_, own, _ := strings.Cut(place, "/wait/")
-	if got, err := b.keys.VerifyPlace(own, l.ID, b.clock.now()); err != nil || got != click {
-		t.Errorf("the page comes back for click %s (%v), want %s", got, err, click)
+	fresh := b.link(customer("cus_409"))
+	b.post(fresh).want(t, 503, pageTryAgain)
+	if got := b.kinds(fresh); got != "click.started" {
+		t.Errorf("audit %q", got)
 	}
-	b.sweep(1)
+	b.sweep(2)
 	b.checkBooks()
+}
+
+// A failure of a click whose session another process got meanwhile changes nothing, and begins no
+// second click.
+func TestServedByAnotherProcess(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(maxSessions(1))
+	click := b.start(l)
+	session, err := b.stripe.CreateSession(t.Context(), l, click)
+	if err == nil {
+		err = b.store.EndClick(t.Context(), l, click, session, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.store.EndClick(t.Context(), l, click, Session{}, &SessionError{Code: CodeTimeout}); !errors.Is(err, ErrServed) {
+		t.Errorf("%v, want ErrServed", err)
+	}
+	fails := *l
+	fails.Session = []byte("?")
+	a := b.click.serve(t.Context(), &visit{link: &fails, token: b.token(l)}, Click{ID: click})
+	if got, _, err := b.keys.VerifyPlace(a.place, l.ID, b.clock.now()); a.page != pageTryAgain || err != nil || got != click {
+		t.Errorf("page %v for click %s (%v), want a return for %s", a.page, got, err, click)
+	}
+	b.do("GET", "/l/"+b.token(l)+"/wait/"+a.place).want(t, 410, pageUsedUp)
+	if got := b.kinds(l); got != "click.started session.created link.opened" {
+		t.Errorf("audit %q", got)
+	}
 }
 
 // Somebody's forgotten transaction on one link holds up that link alone.

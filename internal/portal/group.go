@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sync/errgroup"
 )
 
 // group makes concurrent calls share a transaction. Calls that come while others are being
@@ -35,6 +36,9 @@ type groupCall[T any] struct {
 // groupTimeout bounds a group's transaction. Nobody's own context does: one caller that leaves
 // must not fail the others.
 const groupTimeout = 5 * time.Second
+
+// apartAtATime are the transactions of calls that are tried apart, which leaves connections to others.
+const apartAtATime = 4
 
 // linger is how long a worker waits for more; the commit that follows takes longer.
 const linger = time.Millisecond
@@ -101,9 +105,13 @@ func (g *group[T]) serve(calls []*groupCall[T]) {
 	}
 	err := g.try(items)
 	if len(calls) > 1 && (RefusesValue(err) || waitsForLock(err)) {
+		// A few at a time, or those behind several held rows would wait longer than they can.
+		var apart errgroup.Group
+		apart.SetLimit(apartAtATime)
 		for i := range calls {
-			g.serve(calls[i : i+1])
+			apart.Go(func() error { g.serve(calls[i : i+1]); return nil })
 		}
+		_ = apart.Wait()
 		return
 	}
 	for _, c := range calls {

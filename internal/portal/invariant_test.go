@@ -24,6 +24,7 @@ func (b *bundle) checkBooks() {
 		"clicks without an outcome":                  `SELECT count(*) FROM clicks WHERE outcome IS NULL`,
 		"clicks without their one click.started row": `SELECT count(*) FROM clicks c WHERE 1 <> (SELECT count(*) FROM audit_events WHERE click_id = c.id AND kind = 'click.started')`,
 		"click.started rows of no click":             `SELECT count(*) FROM audit_events e WHERE kind = 'click.started' AND NOT EXISTS (SELECT FROM clicks WHERE id = e.click_id)`,
+		"denials that name no click":                 `SELECT count(*) FROM audit_events e WHERE kind = 'click.denied' AND click_id IS NOT NULL AND NOT EXISTS (SELECT FROM clicks WHERE id = e.click_id)`,
 		"clicks without their one outcome row": `SELECT count(*) FROM clicks c WHERE 1 <> (SELECT count(*) FROM audit_events WHERE click_id = c.id
 			AND kind = CASE outcome WHEN 'created' THEN 'session.created' ELSE 'session.failed' END) OR 1 <> (SELECT count(*) FROM audit_events
 			WHERE click_id = c.id AND kind IN ('session.created', 'session.failed'))`,

@@ -24,37 +24,39 @@ const (
 	placeKeyInfo = "latchkey place v1"
 )
 
-// placeLife is how long a place can be come back to. Each page that is shown gives a fresh one.
+// placeLife is how long a place can be come back to. Each waiting page gives a fresh one. A page that
+// tries again keeps the end that it came with: a forgotten tab must not ask Stripe for ever.
 const placeLife = time.Hour
 
-// SignPlace returns the place of a click of a link, under the key that signs.
-func (k *Keyring) SignPlace(link, click uuid.UUID, now time.Time) string {
+// SignPlace returns the place of a click of a link, good until end, under the key that signs.
+func (k *Keyring) SignPlace(link, click uuid.UUID, end time.Time) string {
 	var raw [placeRawLen]byte
 	raw[0] = k.signer
 	copy(raw[1:], click[:])
-	binary.BigEndian.PutUint32(raw[17:], uint32(now.Add(placeLife).Unix()))
+	binary.BigEndian.PutUint32(raw[17:], uint32(end.Unix()))
 	mac := k.keys[k.signer].places.mac(raw[:placeRawLen-tokenMACLen], link[:])
 	copy(raw[placeRawLen-tokenMACLen:], mac[:])
 	return base64.RawURLEncoding.EncodeToString(raw[:])
 }
 
-// VerifyPlace returns the click that a place of this link names, or ErrToken for one that was not
-// given out for it or whose time is over.
-func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (uuid.UUID, error) {
+// VerifyPlace returns the click that a place of this link names, and the place's end, or ErrToken
+// for one that was not given out for it or whose time is over.
+func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (click uuid.UUID, end time.Time, err error) {
 	var raw [placeRawLen]byte
 	if len(place) != placeLen {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, end, ErrToken
 	}
 	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(place)); err != nil || n != placeRawLen {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, end, ErrToken
 	}
 	key := k.keys[raw[0]]
 	if key == nil {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, end, ErrToken
 	}
 	mac := key.places.mac(raw[:placeRawLen-tokenMACLen], link[:])
-	if !hmac.Equal(mac[:], raw[placeRawLen-tokenMACLen:]) || now.Unix() >= int64(binary.BigEndian.Uint32(raw[17:])) {
-		return uuid.Nil, ErrToken
+	end = time.Unix(int64(binary.BigEndian.Uint32(raw[17:])), 0)
+	if !hmac.Equal(mac[:], raw[placeRawLen-tokenMACLen:]) || !now.Before(end) {
+		return uuid.Nil, end, ErrToken
 	}
-	return uuid.UUID(raw[1:17]), nil
+	return uuid.UUID(raw[1:17]), end, nil
 }

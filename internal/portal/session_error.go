@@ -19,7 +19,7 @@ const (
 	CodeUnavailable    SessionCode = "stripe_unavailable" // 5xx, refused, cut: may pass
 	CodeTimeout        SessionCode = "stripe_timeout"     // no answer in 10 s: may pass
 	CodeRateLimited    SessionCode = "rate_limited"       // 429: may pass
-	CodeConflict       SessionCode = "conflict"           // 409, the same key is in flight: may pass
+	CodeConflict       SessionCode = "conflict"           // 409, the same key is in flight: no outcome, and so in no row
 	CodeCustomerGone   SessionCode = "customer_gone"      // deleted, unknown, or of the other mode
 	CodeNotConfigured  SessionCode = "not_configured"     // no default portal configuration yet
 	CodeFeatureOff     SessionCode = "feature_off"        // the flow's feature is off in the configuration

@@ -154,8 +154,11 @@ func (s *Stripe) policies() {
 // isAway tells the failures that are Stripe's own from its answers.
 func isAway(code SessionCode) bool { return code == CodeUnavailable || code == CodeTimeout }
 
-// Spared tells that Stripe failed too often just now and is not to be asked for a moment.
-func (s *Stripe) Spared() bool { return s.breaker.IsOpen() && s.breaker.RemainingDelay() > 0 }
+// Spared tells that Stripe failed too often just now and is not to be asked for a moment, or that
+// one click is finding out whether it answers again.
+func (s *Stripe) Spared() bool {
+	return s.breaker.IsOpen() && s.breaker.RemainingDelay() > 0 || s.breaker.IsHalfOpen()
+}
 
 // ErrSpared is returned by CreateSession when Stripe was not asked at all: the click may stay open
 // and be served later.
