@@ -95,11 +95,11 @@ func ensureTemplate(ctx context.Context, cfg PostgresConfig, as *account, v vers
 	}
 	name := fmt.Sprintf("cluster-%d-%s", owner, hashOf(cfg.BinDir+"\x00"+v.full))
 	path := filepath.Join(cfg.Template, name)
-	unlock, err := lockWait(ctx, path+".lock")
+	lock, err := lockWait(ctx, path+".lock")
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
+	defer lock.release()
 	if _, err := os.Stat(filepath.Join(path, "PG_VERSION")); err == nil {
 		return path, nil
 	}
@@ -108,10 +108,9 @@ func ensureTemplate(ctx context.Context, cfg PostgresConfig, as *account, v vers
 
 // lockWait takes the lock of a file, waiting for it as long as the context
 // allows.
-func lockWait(ctx context.Context, path string) (unlock func(), err error) {
-	var f *os.File
+func lockWait(ctx context.Context, path string) (l *fileLock, err error) {
 	err = poll(ctx, func() (bool, error) {
-		f, err = lockFile(path)
+		l, err = lockFile(path)
 		if errors.Is(err, ErrInUse) {
 			return false, nil
 		}
@@ -120,7 +119,7 @@ func lockWait(ctx context.Context, path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("wait for %s: %w", path, err)
 	}
-	return func() { f.Close() }, nil
+	return l, nil
 }
 
 // syncFolder makes a rename in the folder durable.

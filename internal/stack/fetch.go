@@ -94,11 +94,11 @@ func (f fetcher) install(ctx context.Context, home string) fetched {
 	if err := os.MkdirAll(f.cache, 0o755); err != nil {
 		return fetched{err: err}
 	}
-	unlock, err := lockWait(ctx, filepath.Join(f.cache, "lock"))
+	lock, err := lockWait(ctx, filepath.Join(f.cache, "lock"))
 	if err != nil {
 		return fetched{err: err}
 	}
-	defer unlock()
+	defer lock.release()
 	if _, err := versionOf(filepath.Join(home, "bin")); err == nil {
 		return fetched{}
 	}

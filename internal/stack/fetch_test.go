@@ -109,12 +109,12 @@ func xzStored(data []byte) []byte {
 	return append(out, "YZ"...)
 }
 
+// fetcherOf's tests do not run in parallel, for the reason that fakeBin gives.
 func fetcherOf(t *testing.T, url string) fetcher {
 	return fetcher{cache: filepath.Join(t.TempDir(), "cache"), repository: url, every: time.Hour}
 }
 
 func TestFetchBringsTheProgramsOnce(t *testing.T) {
-	t.Parallel()
 	url, downloads := repository(t, fakeArchive(t, "initdb", "pg_ctl", "postgres"))
 	f := fetcherOf(t, url)
 	var bins [3]string
@@ -144,7 +144,6 @@ func TestFetchBringsTheProgramsOnce(t *testing.T) {
 }
 
 func TestFetchTellsWhatItDoes(t *testing.T) {
-	t.Parallel()
 	archive := fakeArchive(t, "initdb", "pg_ctl", "postgres")
 	waiting := make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -187,7 +186,6 @@ func (w *watcher) Write(p []byte) (int, error) {
 }
 
 func TestFetchThatFailsNamesTheWaysOut(t *testing.T) {
-	t.Parallel()
 	incomplete, _ := repository(t, fakeArchive(t, "initdb", "pg_ctl"))
 	broken, _ := repository(t, []byte("this is no archive"))
 	nothing := httptest.NewServer(http.NotFoundHandler())
@@ -211,7 +209,6 @@ func TestFetchThatFailsNamesTheWaysOut(t *testing.T) {
 }
 
 func TestFetchCanBeLeft(t *testing.T) {
-	t.Parallel()
 	release, asked := make(chan struct{}), make(chan struct{})
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		close(asked)
@@ -230,10 +227,10 @@ func TestFetchCanBeLeft(t *testing.T) {
 	close(release)
 	srv.Close()
 	// The rest of the work is done when it gives the lock back.
-	unlock, err := lockWait(t.Context(), filepath.Join(f.cache, "lock"))
+	lock, err := lockWait(t.Context(), filepath.Join(f.cache, "lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	unlock()
+	lock.release()
 	http.DefaultClient.CloseIdleConnections()
 }

@@ -42,7 +42,7 @@ type NATSConfig struct {
 // NATS is a running server.
 type NATS struct {
 	server *server.Server
-	lock   *os.File
+	lock   *fileLock
 	stop   sync.Once
 	err    error
 }
@@ -63,7 +63,7 @@ func StartNATS(ctx context.Context, cfg NATSConfig) (*NATS, error) {
 	}
 	ns, err := bootNATS(ctx, cfg)
 	if err != nil {
-		lock.Close()
+		lock.release()
 		return nil, fmt.Errorf("start NATS in %s: %w", cfg.Dir, err)
 	}
 	return &NATS{server: ns, lock: lock}, nil
@@ -121,7 +121,7 @@ func (n *NATS) URL() string { return n.server.ClientURL() }
 func (n *NATS) Stop() error {
 	n.stop.Do(func() {
 		n.err = endNATS(n.server)
-		n.lock.Close()
+		n.lock.release()
 	})
 	return n.err
 }

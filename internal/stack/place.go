@@ -31,7 +31,7 @@ type place struct {
 	data   string   // the cluster, made by rename (invariant 2)
 	socket string   // folder of the Unix socket
 	as     *account // whom data and socket belong to; nil: ourselves
-	locks  []*os.File
+	locks  []*fileLock
 }
 
 // claimPlace locks dir and decides where the data lies. The caller releases the
@@ -168,17 +168,27 @@ func makePassable(dir string) error {
 // lock takes <dir>/lock for the life of the place and leaves our pid in it, for
 // the message that a second owner gets.
 func (p *place) lock(dir string) error {
-	f, err := lockFile(filepath.Join(dir, "lock"))
+	l, err := lockFile(filepath.Join(dir, "lock"))
 	if err != nil {
 		return fmt.Errorf("%s: %w", dir, err)
 	}
-	p.locks = append(p.locks, f)
+	p.locks = append(p.locks, l)
 	return nil
+}
+
+// fileLock is a lock that we hold until release, or until we die.
+type fileLock struct{ f *os.File }
+
+// release makes the lock free at once. Closing the file alone would not, while a process that is
+// being started holds a copy of it, which it does from fork to exec.
+func (l *fileLock) release() {
+	unlock(l.f)
+	l.f.Close()
 }
 
 // lockFile opens and locks a file, or fails with ErrInUse naming the owner. Once
 // it is locked, the owner's pid is in it.
-func lockFile(path string) (*os.File, error) {
+func lockFile(path string) (*fileLock, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err
@@ -196,11 +206,10 @@ func lockFile(path string) (*os.File, error) {
 		}
 	}
 	if err != nil {
-		unlock(f)
-		f.Close()
+		(&fileLock{f}).release()
 		return nil, err
 	}
-	return f, nil
+	return &fileLock{f}, nil
 }
 
 // stillAt reports whether path is still the open file.
@@ -211,9 +220,8 @@ func stillAt(f *os.File, path string) bool {
 }
 
 func (p *place) release() {
-	for _, f := range p.locks {
-		unlock(f)
-		f.Close()
+	for _, l := range p.locks {
+		l.release()
 	}
 	p.locks = nil
 }

@@ -33,29 +33,42 @@ func hidden(t *testing.T) string {
 }
 
 // A lock that was released is free at once, though a process that is being started in that moment
-// holds a copy of every open file until it is what it shall be.
-func TestReleasedLockIsFreeWhileProcessesStart(t *testing.T) {
+// holds a copy of every open file until it is what it shall be: a duplicate stands for it here.
+func TestReleasedLockIsFreeWhileAProcessStarts(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = exec.Command("true").Run()
-			}
+	copyOf := func(l *fileLock) {
+		fd, err := syscall.Dup(int(l.f.Fd()))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	defer func() { close(stop); <-stopped }()
-	for i := range 2000 {
+		t.Cleanup(func() { _ = syscall.Close(fd) })
+	}
+	dir := t.TempDir()
+	for range 2 {
 		p := &place{}
 		if err := p.lock(dir); err != nil {
-			t.Fatalf("after %d releases: %v", i, err)
+			t.Fatal(err)
 		}
+		copyOf(p.locks[0])
 		p.release()
+	}
+	for range 2 {
+		n, err := StartNATS(t.Context(), NATSConfig{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		copyOf(n.lock)
+		if err := n.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		l, err := lockWait(t.Context(), filepath.Join(dir, "lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		copyOf(l)
+		l.release()
 	}
 }
 

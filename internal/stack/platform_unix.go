@@ -57,8 +57,7 @@ func flock(f *os.File) (bool, error) {
 	return err == nil, err
 }
 
-// unlock drops the lock at once, where we hold it. Closing the file alone would not while a process that is being
-// started holds a copy of it, which it does from fork to exec.
+// unlock drops the lock, where we hold it, for every copy of the open file.
 func unlock(f *os.File) { _ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN) }
 
 // private checks that a folder in a place where everybody can write is really
