@@ -126,6 +126,10 @@ func TestWorkerRunsUnderItsRole(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SHOW idle_in_transaction_session_timeout`).Scan(&idle); err != nil || idle != "10s" {
 		t.Errorf("a transaction of a worker that is gone ends after %q, %v", idle, err)
 	}
+	var seqScan string
+	if err := pool.QueryRow(t.Context(), `SHOW enable_seqscan`).Scan(&seqScan); err != nil || seqScan != "off" {
+		t.Errorf("enable_seqscan %q, %v", seqScan, err)
+	}
 	if _, err := pool.Exec(t.Context(), `UPDATE audit_events SET kind = 'link.issued'`); err == nil {
 		t.Error("the worker's role may update the audit")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -231,7 +232,7 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	if err := checkSchema(ctx, url); err != nil {
 		return nil, err
 	}
-	return openAppPool(ctx, url, func(*pgxpool.Config) {})
+	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { maps.Copy(cfg.ConnConfig.RuntimeParams, portal.PlannerSettings) })
 }
 
 // openJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
@@ -251,11 +252,12 @@ func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config)) 
 	if err != nil {
 		return nil, err
 	}
+	// A worker that froze, or lost its network, between two statements must not hold the row of
+	// a Stripe account's line until TCP gives it up: nobody would get a slot for hours.
+	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "10s"
 	change(cfg)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		// A worker that froze, or lost its network, between two statements must not hold the row of
-		// a Stripe account's line until TCP gives it up: nobody would get a slot for hours.
-		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole+"; SET idle_in_transaction_session_timeout = '10s'")
+		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
 		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)

@@ -84,8 +84,8 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.stop(ctx)
-	fmt.Printf("%s, %d CPUs, %s; Postgres with fsync, NATS JetStream on disk; medians of %d interleaved rounds\n\n",
-		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), runtime.Version(), b.rounds())
+	fmt.Printf("%s, %d CPUs, %s; Postgres with fsync, NATS JetStream on disk; medians of interleaved rounds\n\n",
+		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	fmt.Fprintln(b.out, "what\tours\tcompared with\tratio\tgoal")
 	for _, part := range []struct {
 		name string

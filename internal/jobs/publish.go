@@ -84,7 +84,7 @@ func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (ev
 	var rows []portal.EventRow
 	single := [][16]byte{} // repeats come one by one: one query for all of them
 	for _, r := range ranges {
-		if r.First == r.Last {
+		if r.First == r.Last && len(ranges) > 1 {
 			single = append(single, r.First)
 			continue
 		}

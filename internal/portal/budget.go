@@ -172,8 +172,9 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 		// Everybody waits for the account's row, which so waits for nobody: a click whose row is held
 		// at this moment keeps what it has, and gets another ticket when it is come back to.
 		_, err = tx.Exec(ctx, `UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
-			FROM (SELECT id, t.ticket, t.until FROM clicks c JOIN unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until) USING (id)
-			      WHERE c.outcome IS NULL FOR UPDATE OF c SKIP LOCKED) t
+			FROM (SELECT t.* FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until)
+			      CROSS JOIN LATERAL (SELECT outcome FROM clicks WHERE id = t.id OFFSET 0 FOR UPDATE SKIP LOCKED) c -- by primary key
+			      WHERE c.outcome IS NULL) t
 			WHERE c.id = t.id`, clicks, tickets, untils)
 	}
 	return err

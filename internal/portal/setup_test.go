@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -131,6 +132,7 @@ func (b *bundle) openPools(url string) {
 		b.t.Fatal(err)
 	}
 	cfg.MaxConns = 8
+	maps.Copy(cfg.ConnConfig.RuntimeParams, PlannerSettings)
 	cfg.ConnConfig.Tracer = queryCounter{&b.queries}
 	b.commits.Install(cfg.ConnConfig)
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
