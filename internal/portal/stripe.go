@@ -1,11 +1,13 @@
 package portal
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -97,7 +99,7 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 		pace:      pace,
 		budget:    cfg.Budget,
 		log:       cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
-		http:      &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+		http:      &http.Client{Transport: sized{transport}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		httpOK:    loopbackURL(cfg.APIBase),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "latchkey_stripe_request_duration_seconds",
@@ -127,6 +129,24 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 	}
 	s.client = stripe.NewClient(cfg.Key, stripe.WithBackends(stripe.NewBackendsWithConfig(backend)))
 	return s
+}
+
+// sized names the length of a request's body. stripe-go leaves it open, and net/http would then send
+// the body in chunks, behind a goroutine that waits for its first byte.
+type sized struct{ *http.Transport }
+
+// RoundTrip is the Transport's.
+func (t sized) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength != 0 {
+		return t.Transport.RoundTrip(r)
+	}
+	body, err := io.ReadAll(r.Body)
+	if err = errors.Join(err, r.Body.Close()); err != nil {
+		return nil, err
+	}
+	r = r.WithContext(r.Context()) // a copy: the caller's is not ours to change
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return t.Transport.RoundTrip(r)
 }
 
 // policies are how tries follow each other, and when there are none.

@@ -168,6 +168,26 @@ func TestStripeHeaders(t *testing.T) {
 	}
 }
 
+// A call is one piece on the wire, and a retry of it is whole.
+func TestStripeIsToldTheLength(t *testing.T) {
+	t.Parallel()
+	var lengths []int64
+	b := &bundle{t: t, sim: stripesim.New(stripesim.Config{}), onStripe: func(r *http.Request) {
+		if len(r.TransferEncoding) > 0 {
+			t.Errorf("the body comes %q", r.TransferEncoding)
+		}
+		lengths = append(lengths, r.ContentLength)
+	}}
+	b.sim.Script(stripesim.Fault{Kind: stripesim.FaultStatus, Status: 503, Unsaved: true})
+	s := b.newStripe(StripeConfig{Key: stripesim.TestKey}, quick)
+	if _, err := s.CreateSession(t.Context(), &Link{Session: []byte(`{"customer":"cus_1"}`)}, uuid.New()); err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(len("customer=cus_1")); !slices.Equal(lengths, []int64{want, want}) {
+		t.Errorf("lengths %d, want %d twice", lengths, want)
+	}
+}
+
 func TestDefaultReturnURL(t *testing.T) {
 	t.Parallel()
 	b := &bundle{t: t, sim: stripesim.New(stripesim.Config{})}
