@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -232,7 +231,7 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	if err := checkSchema(ctx, url); err != nil {
 		return nil, err
 	}
-	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { maps.Copy(cfg.ConnConfig.RuntimeParams, portal.PlannerSettings) })
+	return openAppPool(ctx, url, func(*pgxpool.Config) {}, portal.PlannerSettings)
 }
 
 // openJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
@@ -240,24 +239,26 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 // don't wait for the disk, which clicks and intake need. Jobs are inserted by the transactions that
 // they belong to, which do.
 func openJobPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	return openAppPool(ctx, url, func(cfg *pgxpool.Config) {
-		cfg.MaxConns = min(cfg.MaxConns, jobPoolSize)
-		cfg.ConnConfig.RuntimeParams["synchronous_commit"] = "off"
-	})
+	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { cfg.MaxConns = min(cfg.MaxConns, jobPoolSize) },
+		map[string]string{"synchronous_commit": "off"})
 }
 
-// openAppPool opens a pool under the worker's role.
-func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+// openAppPool opens a pool under the worker's role, with settings for each session. They are SET,
+// because PgBouncer refuses a connection that begins with a parameter it does not know.
+func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config), settings map[string]string) (*pgxpool.Pool, error) {
 	cfg, err := poolConfig(url)
 	if err != nil {
 		return nil, err
 	}
+	change(cfg)
 	// A worker that froze, or lost its network, between two statements must not hold the row of
 	// a Stripe account's line until TCP gives it up: nobody would get a slot for hours.
-	cfg.ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"] = "10s"
-	change(cfg)
+	set := "SET ROLE " + migrations.AppRole + "; SET idle_in_transaction_session_timeout = '10s'"
+	for name, value := range settings {
+		set += "; SET " + name + " = " + value
+	}
 	cfg.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, "SET ROLE "+migrations.AppRole)
+		_, err := conn.Exec(ctx, set)
 		return err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
