@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"latchkey/internal/portal"
 	"latchkey/internal/stripesim"
 	"latchkey/internal/testkit"
@@ -122,13 +124,23 @@ func TestWorkerRunsUnderItsRole(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SELECT current_user`).Scan(&user); err != nil || user != "latchkey_app" {
 		t.Errorf("role %q, %v", user, err)
 	}
-	var idle string
-	if err := pool.QueryRow(t.Context(), `SHOW idle_in_transaction_session_timeout`).Scan(&idle); err != nil || idle != "10s" {
-		t.Errorf("a transaction of a worker that is gone ends after %q, %v", idle, err)
+	jobPool, err := openJobPool(t.Context(), d.database)
+	if err != nil {
+		t.Fatal(err)
 	}
-	var seqScan string
-	if err := pool.QueryRow(t.Context(), `SHOW enable_seqscan`).Scan(&seqScan); err != nil || seqScan != "off" {
-		t.Errorf("enable_seqscan %q, %v", seqScan, err)
+	defer jobPool.Close()
+	for _, setting := range []struct {
+		of         *pgxpool.Pool
+		name, want string
+	}{
+		{pool, "idle_in_transaction_session_timeout", "10s"}, {jobPool, "idle_in_transaction_session_timeout", "10s"},
+		{pool, "enable_seqscan", "off"}, {jobPool, "enable_seqscan", "on"},
+		{pool, "synchronous_commit", "on"}, {jobPool, "synchronous_commit", "off"}, {jobPool, "role", "latchkey_app"},
+	} {
+		var got string
+		if err := setting.of.QueryRow(t.Context(), `SELECT current_setting($1)`, setting.name).Scan(&got); err != nil || got != setting.want {
+			t.Errorf("%s is %q (%v), want %q", setting.name, got, err, setting.want)
+		}
 	}
 	if _, err := pool.Exec(t.Context(), `UPDATE audit_events SET kind = 'link.issued'`); err == nil {
 		t.Error("the worker's role may update the audit")

@@ -20,7 +20,7 @@ func newRoot() *cobra.Command {
 when the customer presses the button.
 
 Start with 'worker dev': everything on this machine, nothing to configure.`,
-		Example: "  worker dev\n  worker migrate && worker check && worker run",
+		Example: "  worker dev\n  worker migrate && worker run",
 		Args:    cobra.NoArgs,
 		RunE:    runService,
 	}

@@ -11,7 +11,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		published:     prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_events_published_total", Help: "Events that JetStream acknowledged."}),
 		publishFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_publish_snoozes_total", Help: "Publish jobs put off because JetStream did not acknowledge."}),
-		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted."}),
+		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted or abandoned."}),
 	}
 	if reg != nil {
 		reg.MustRegister(m.published, m.publishFailed, m.swept)

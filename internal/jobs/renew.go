@@ -79,6 +79,10 @@ func (s *Issuer) renew(ctx context.Context, tx pgx.Tx, id uuid.UUID, v *portal.V
 // that link and the number of the next renewal. A chain of which any link was revoked is at its
 // end: an older link must not bring back what somebody took away.
 func lockChain(ctx context.Context, tx pgx.Tx, link uuid.UUID, now time.Time) (root uuid.UUID, next int, err error) {
+	// Presses of a link that somebody holds must not take every connection.
+	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
+		return root, 0, fmt.Errorf("lock the first link of a chain: %w", err)
+	}
 	err = tx.QueryRow(ctx, `SELECT id FROM links WHERE id = (SELECT coalesce(renewal_of, id) FROM links WHERE id = $1) FOR UPDATE`, link).Scan(&root)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return root, 0, errNotRenewed

@@ -124,6 +124,10 @@ func (b *Budget) serve(ctx context.Context, takes []*take) error {
 	// account in the order of their coming.
 	slices.SortStableFunc(takes, func(x, y *take) int { return cmp.Compare(x.account, y.account) })
 	return InTx(ctx, b.pool, func(tx pgx.Tx) error {
+		// Somebody who holds one account's row must not hold up the others.
+		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
+			return fmt.Errorf("stripe budget: %w", err)
+		}
 		for len(takes) > 0 {
 			n := 1
 			for n < len(takes) && takes[n].account == takes[0].account {
@@ -143,9 +147,12 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 	if err != nil {
 		return err
 	}
-	var clicks [][16]byte
-	var tickets []int64
-	var untils []time.Time
+	if l.paused(now) {
+		if l.expected, err = b.expected(ctx, tx, takes[0].account, l.head); err != nil {
+			return err
+		}
+	}
+	var turns []*take // of clicks whose rows are to tell it
 	for _, t := range takes {
 		switch t.ask {
 		case askLower:
@@ -155,29 +162,50 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 			t.turn = turn{wait: wait, slot: ok}
 		case askTurn:
 			t.turn = l.take(now, t.click.Ticket, b.rate)
-			if t.turn.slot && t.click.Ticket == 0 {
-				continue // it never had to wait, so its row says all that it should
-			}
-			clicks, tickets = append(clicks, t.click.ID), append(tickets, t.turn.ticket)
-			untils = append(untils, b.openUntil(t.turn))
-			if t.turn.slot {
-				tickets[len(tickets)-1] = 0 // out of the line: from here on only a worker that dies leaves it open
+			if !t.turn.slot || t.click.Ticket != 0 || t.click.Asked { // else it never had to wait, and its row says all that it should
+				turns = append(turns, t)
 			}
 		}
 	}
 	_, err = tx.Exec(ctx, `UPDATE stripe_budget SET slot_at = $2, head = $3, last_ticket = $4, 
 			lowered_to = nullif($5, 0::float8), lowered_at = CASE WHEN $5 > 0 THEN $6::timestamptz END WHERE account = $1`,
 		takes[0].account, l.slotAt, l.head, l.last, l.loweredTo, l.loweredAt)
-	if err == nil && len(clicks) > 0 {
-		// Everybody waits for the account's row, which so waits for nobody: a click whose row is held
-		// at this moment keeps what it has, and gets another ticket when it is come back to.
-		_, err = tx.Exec(ctx, `UPDATE clicks c SET ticket = nullif(t.ticket, 0), open_until = t.until
-			FROM (SELECT t.* FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS t (id, ticket, until)
-			      CROSS JOIN LATERAL (SELECT outcome FROM clicks WHERE id = t.id OFFSET 0 FOR UPDATE SKIP LOCKED) c -- by primary key
-			      WHERE c.outcome IS NULL) t
-			WHERE c.id = t.id`, clicks, tickets, untils)
+	if err != nil || len(turns) == 0 {
+		return err
 	}
+	return b.write(ctx, tx, turns)
+}
+
+// write keeps the turns in the clicks' rows. A slot does not take the ticket away: where nothing comes
+// of it, since its worker stops or the answer is lost, the next question finds the place. What
+// Stripe may have been asked for before keeps its end.
+//
+// Everybody waits for the account's row, which so waits for nobody: a click whose row is held at this
+// moment keeps what it has, and gets another ticket when it is come back to.
+func (b *Budget) write(ctx context.Context, tx pgx.Tx, turns []*take) error {
+	n := len(turns)
+	clicks, tickets, slots, asked, untils := make([][16]byte, n), make([]int64, n), make([]bool, n), make([]bool, n), make([]time.Time, n)
+	for i, t := range turns {
+		clicks[i], tickets[i], slots[i], asked[i], untils[i] = t.click.ID, t.turn.ticket, t.turn.slot, t.click.Asked, b.openUntil(t.turn)
+	}
+	_, err := tx.Exec(ctx, `UPDATE clicks c SET ticket = t.ticket,
+			asked_at = CASE WHEN c.asked_at IS NULL AND t.asked AND c.ticket IS NULL THEN c.started_at
+			                WHEN c.asked_at IS NULL AND t.slot THEN $6 ELSE c.asked_at END,
+			open_until = CASE WHEN c.asked_at IS NULL AND NOT (t.asked AND c.ticket IS NULL) THEN t.until ELSE c.open_until END
+		FROM (SELECT t.* FROM unnest($1::uuid[], $2::bigint[], $3::bool[], $4::bool[], $5::timestamptz[]) AS t (id, ticket, slot, asked, until)
+		      CROSS JOIN LATERAL (SELECT outcome FROM clicks WHERE id = t.id OFFSET 0 FOR UPDATE SKIP LOCKED) c -- by primary key
+		      WHERE c.outcome IS NULL) t
+		WHERE c.id = t.id`, clicks, tickets, slots, asked, untils, b.now())
 	return err
+}
+
+// expected is the lowest ticket of an account from head on whose person has not been asked for and is
+// still to come: whose turn is ahead, or who was told to come back because Stripe was away.
+func (b *Budget) expected(ctx context.Context, tx pgx.Tx, account string, head int64) (ticket int64, err error) {
+	err = tx.QueryRow(ctx, `SELECT coalesce(min(c.ticket), 0) FROM clicks c JOIN links l ON l.id = c.link_id
+		WHERE c.outcome IS NULL AND c.open_until > $1 AND c.asked_at IS NULL AND c.ticket >= $2 AND coalesce(l.stripe_account, '') = $3`,
+		b.now().Add(noShow-pause), head, account).Scan(&ticket)
+	return ticket, err
 }
 
 // noShow is how long a place is kept for a person whose turn has come.

@@ -170,7 +170,9 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	id, err := s.Keys.Verify(token)
 	if err != nil {
 		if after, ok := s.Limits.Forged(ip, s.Store.Now()); !ok {
-			return s.tooMany("forged", after)
+			a := s.tooMany("forged", after)
+			a.page = pageTooManyForged
+			return a
 		}
 		return answer{page: pageNotFound}
 	}
@@ -262,7 +264,7 @@ func (s *ClickServer) press(ctx context.Context, v *visit) answer {
 
 // together lets one press of a link act and gives its answer to those that come meanwhile. Each of
 // them has its row in the audit. Where act served no click (uuid.Nil) there is nothing to share, and
-// each acts for itself.
+// the next of them acts.
 func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]any, act func() (answer, uuid.UUID)) answer {
 	type result struct {
 		answer answer
@@ -279,8 +281,7 @@ func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]
 		return shared.answer
 	}
 	if shared.click == uuid.Nil {
-		own, _ := act()
-		return own
+		return s.together(ctx, v, detail, act)
 	}
 	if err := s.share(ctx, v, shared.click, detail); err != nil {
 		return s.databaseAway(v, shared.click, err)
@@ -345,17 +346,20 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 	if v.link.StateAt(s.Store.Now()) == StateRevoked || isPrefetch(v.r) {
 		return s.look(ctx, v)
 	}
-	click, err := s.Store.Click(ctx, v.link, id)
+	click, err := s.lastOf(ctx, v.link, id)
 	switch {
 	case errors.Is(err, ErrNoClick) && s.Stripe.Spared():
-		return s.tryAgain(v, id)
-	case errors.Is(err, ErrNoClick): // Stripe or the database was away when the button was pressed
+		return s.tryAgain(v, click.ID)
+	case errors.Is(err, ErrNoClick): // its worker was lost, or Stripe or the database was away when the button was pressed
 		if v.link.StateAt(s.Store.Now()) != StateLive {
 			return s.look(ctx, v)
 		}
-		return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.begin(ctx, v, id, map[string]any{"returned": true}) })
+		detail := map[string]any{"returned": true}
+		return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID, detail) })
 	case err != nil:
 		return s.databaseAway(v, id, err)
+	case s.justCreated(click):
+		return s.again(ctx, v, click)
 	case click.Outcome != "":
 		return s.look(ctx, v)
 	case s.Stripe.Spared():
@@ -364,7 +368,53 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		}
 		return s.tryAgain(v, id)
 	}
-	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), id })
+	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), click.ID })
+}
+
+// lastOf reads the click that a place names, or the one that took its place after its worker was
+// lost. With ErrNoClick it returns the id under which a click is to be begun.
+func (s *ClickServer) lastOf(ctx context.Context, link *Link, id uuid.UUID) (Click, error) {
+	for {
+		click, err := s.Store.Click(ctx, link, id)
+		if err != nil {
+			return Click{ID: id}, err
+		}
+		if click.Outcome == "" && click.Asked && !s.Store.Now().Before(click.Until) {
+			// Stripe's answer to its key could be a session that has died.
+			if err := s.Store.CloseOverdue(ctx, link); err != nil {
+				return click, err
+			}
+			continue
+		}
+		if click.Outcome != outcomeInterrupted {
+			return click, nil
+		}
+		id = successor(id)
+	}
+}
+
+// replayed is how long the session of a click is given out again, to a browser that did not get
+// its redirect: it dies five minutes after it was made.
+const replayed = time.Minute
+
+func (s *ClickServer) justCreated(click Click) bool {
+	return click.Outcome == outcomeCreated && s.Store.Now().Before(click.Ended.Add(replayed))
+}
+
+// again asks Stripe under the same idempotency key, and gets the same session: its person reloaded,
+// or tapped twice, and the browser dropped the answer. It spends no use and ends no click.
+func (s *ClickServer) again(ctx context.Context, v *visit, click Click) answer {
+	if err := s.Budget.Retry(ctx, v.link.StripeAccount); err != nil && !errors.Is(err, errNoSlot) {
+		return s.databaseAway(v, click.ID, err)
+	} else if err != nil {
+		return s.tryAgain(v, click.ID)
+	}
+	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
+	if err != nil { // it comes back until the minute is over, and then sees the link as it is
+		s.Log.Warn("a session that was made could not be given out again", "link_id", v.link.ID, "click_id", click.ID, "error", err)
+		return s.tryAgain(v, click.ID)
+	}
+	return answer{location: session.URL}
 }
 
 // serve waits for the click's slot, asks Stripe, commits the outcome and redirects. The order is
@@ -444,8 +494,21 @@ func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, cl
 	return answer{page: pageOurFault, reference: click.String()}
 }
 
-// deny writes click.denied and says why on a page of its own.
+// deny writes click.denied and says why on a page of its own. A second tap on a link whose last use
+// the first one has spent gets the session of the first.
 func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
+	if state == StateUsedUp {
+		click, err := s.Store.CreatedSince(ctx, v.link, s.Store.Now().Add(-replayed))
+		if err == nil {
+			err = s.share(ctx, v, click.ID, detail)
+		}
+		if err == nil {
+			return s.again(ctx, v, click)
+		}
+		if !errors.Is(err, ErrNoClick) {
+			return s.databaseAway(v, click.ID, err)
+		}
+	}
 	if err := s.Store.Denied(ctx, v.link, uuid.Nil, withReason(detail, string(state)), v.visitor); err != nil {
 		return s.databaseAway(v, uuid.Nil, err)
 	}
@@ -467,7 +530,7 @@ func (s *ClickServer) renew(ctx context.Context, v *visit) answer {
 	renewed, err := s.Renew(ctx, v.link.ID, v.visitor)
 	if err != nil {
 		s.Log.Error("an expired link could not be renewed; its owner was told to try again", "link_id", v.link.ID, "error", err)
-		return answer{page: pageTryAgain, retryAfter: 5, refresh: 5}
+		return answer{page: pageTryAgain, token: v.token, retryAfter: 5, refresh: 5}
 	}
 	s.Log.Info("an expired link was asked for again", "link_id", v.link.ID, "renewed", renewed)
 	return answer{page: pageRenewed}
@@ -531,7 +594,7 @@ func (s *ClickServer) databaseAway(v *visit, click uuid.UUID, err error) answer 
 	if click != uuid.Nil {
 		return s.tryAgain(v, click)
 	}
-	return answer{page: pageTryAgain, retryAfter: 5, refresh: 5}
+	return answer{page: pageTryAgain, token: v.token, retryAfter: 5, refresh: 5}
 }
 
 func (s *ClickServer) tooMany(limit string, after time.Duration) answer {

@@ -63,12 +63,25 @@ var (
 // hold, Stripe's deadline and the transactions together. What is open after it has lost its worker.
 const clickLife = 60 * time.Second
 
-// Click is one press of the button, as far as it is not over.
+// Click is one press of the button.
 type Click struct {
 	ID      uuid.UUID
-	Ticket  int64  // its place in the line of its Stripe account; 0 = none
-	Outcome string // empty while it is open
+	Ticket  int64     // its place in the line of its Stripe account; 0 = none
+	Asked   bool      // Stripe may have been asked under its idempotency key
+	Until   time.Time // from then on an open click has lost its worker or its person
+	Outcome string    // empty while it is open
+	Ended   time.Time // zero while it is open
 }
+
+// The outcomes of a click that others than Stripe's answer decide on, and that of a session.
+const (
+	outcomeCreated     = "created"
+	outcomeInterrupted = "interrupted"
+)
+
+// successor is the click that a page's return begins in place of one that has lost its worker. It is
+// always the same, so that it is begun once.
+func successor(click uuid.UUID) uuid.UUID { return uuid.NewSHA1(click, []byte("latchkey successor")) }
 
 // linkRead is one call of Link.
 type linkRead struct {
@@ -220,43 +233,59 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 // OpenClick returns the open click of a link, or ErrNoClick. One whose worker is gone, or whose
 // person did not come back, is closed on the way, so that nobody waits for the sweeper.
 func (s *Store) OpenClick(ctx context.Context, link *Link) (Click, error) {
-	var c Click
-	var until time.Time
-	err := s.Pool.QueryRow(ctx, `SELECT id, coalesce(ticket, 0), open_until FROM clicks WHERE link_id = $1 AND outcome IS NULL
-		ORDER BY started_at LIMIT 1`, link.ID).Scan(&c.ID, &c.Ticket, &until)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return Click{}, ErrNoClick
-	case err != nil:
-		return Click{}, fmt.Errorf("look for an open click: %w", err)
-	case s.Now().Before(until):
-		return c, nil
+	c, err := s.click(ctx, `link_id = $1 AND outcome IS NULL ORDER BY started_at LIMIT 1`, link.ID)
+	if err != nil || s.Now().Before(c.Until) {
+		return c, err
 	}
-	if _, err := s.close(ctx, `link_id = $2`, link.ID); err != nil {
+	if err := s.CloseOverdue(ctx, link); err != nil {
 		return Click{}, err
 	}
 	return Click{}, ErrNoClick
 }
 
+// CloseOverdue closes what is open of a link past its time, as Sweep would.
+func (s *Store) CloseOverdue(ctx context.Context, link *Link) error {
+	_, err := s.close(ctx, `link_id = $2`, link.ID)
+	return err
+}
+
 // Click reads a click of a link, or returns ErrNoClick.
 func (s *Store) Click(ctx context.Context, link *Link, id uuid.UUID) (Click, error) {
-	c := Click{ID: id}
-	err := s.Pool.QueryRow(ctx, `SELECT coalesce(ticket, 0), coalesce(outcome, '') FROM clicks WHERE id = $1 AND link_id = $2`,
-		id, link.ID).Scan(&c.Ticket, &c.Outcome)
-	if errors.Is(err, pgx.ErrNoRows) {
+	return s.click(ctx, `id = $1 AND link_id = $2`, id, link.ID)
+}
+
+// CreatedSince returns the click of a link that got its session last, if that was later than since,
+// or ErrNoClick.
+func (s *Store) CreatedSince(ctx context.Context, link *Link, since time.Time) (Click, error) {
+	return s.click(ctx, `id = (SELECT click_id FROM audit_events WHERE link_id = $1 AND kind = 'session.created' AND at > $2
+		ORDER BY at DESC LIMIT 1)`, link.ID, since)
+}
+
+// click reads the click that a condition of ours selects.
+func (s *Store) click(ctx context.Context, where string, args ...any) (c Click, err error) {
+	var ended *time.Time
+	err = s.Pool.QueryRow(ctx, `SELECT id, coalesce(ticket, 0), asked_at IS NOT NULL OR ticket IS NULL, open_until, coalesce(outcome, ''), ended_at
+		FROM clicks WHERE `+where, args...).Scan(&c.ID, &c.Ticket, &c.Asked, &c.Until, &c.Outcome, &ended)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
 		return Click{}, ErrNoClick
-	}
-	if err != nil {
+	case err != nil:
 		return Click{}, fmt.Errorf("read a click: %w", err)
+	case ended != nil:
+		c.Ended = *ended
 	}
 	return c, nil
 }
 
-// Keep leaves a click open that has not been served, with its place in the line, for a person who
-// is told to come back.
+// Keep leaves a click open, with its place in the line, that Stripe was not asked for although its
+// turn had come: its person is told to come back. One that Stripe may have been asked for before
+// keeps its own end, or its session could have died by the time it is asked for again.
 func (s *Store) Keep(ctx context.Context, click Click, until time.Time) error {
-	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = $2, ticket = nullif($3, 0::bigint) WHERE id = $1 AND outcome IS NULL`,
-		click.ID, until, click.Ticket); err != nil {
+	if click.Asked {
+		return nil
+	}
+	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = greatest(open_until, $2), ticket = coalesce(ticket, 0), asked_at = NULL
+		WHERE id = $1 AND outcome IS NULL`, click.ID, until); err != nil {
 		return fmt.Errorf("keep a click open: %w", err)
 	}
 	return nil
@@ -276,7 +305,7 @@ type clickEnd struct {
 // open whether it took effect, and by another press that shared the session: the later call then
 // finds the same outcome and adds nothing.
 func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, session Session, cause *SessionError) error {
-	end := &clickEnd{click: click, link: link, outcome: "created", event: AuditEvent{Kind: SessionCreated, Detail: map[string]any{
+	end := &clickEnd{click: click, link: link, outcome: outcomeCreated, event: AuditEvent{Kind: SessionCreated, Detail: map[string]any{
 		"session_id": session.ID, "stripe_request_id": session.RequestID, "livemode": session.Livemode}}}
 	if cause != nil {
 		end.outcome, end.event = "failed", AuditEvent{Kind: SessionFailed, Detail: map[string]any{
@@ -289,7 +318,7 @@ func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, sessi
 	switch end.ended {
 	case end.outcome:
 		return nil
-	case "created":
+	case outcomeCreated:
 		return ErrServed
 	default:
 		return ErrSwept
@@ -385,7 +414,7 @@ func (s *Store) close(ctx context.Context, where string, args ...any) (int, erro
 	err := InTx(ctx, s.Pool, func(tx pgx.Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `
-			UPDATE clicks c SET outcome = CASE WHEN c.ticket IS NULL THEN 'interrupted' ELSE 'abandoned' END, ended_at = $1
+			UPDATE clicks c SET outcome = CASE WHEN c.asked_at IS NOT NULL OR c.ticket IS NULL THEN 'interrupted' ELSE 'abandoned' END, ended_at = $1
 			FROM (SELECT id FROM clicks WHERE outcome IS NULL AND open_until <= $1 AND `+where+`
 			      ORDER BY open_until LIMIT 500 FOR UPDATE SKIP LOCKED) open, links l
 			WHERE c.id = open.id AND l.id = c.link_id

@@ -342,6 +342,7 @@ func TestPressesOnTwoProcessesShareASession(t *testing.T) {
 		t.Errorf("the second press: %+v", row)
 	}
 	b.checkBooks()
+	b.clock.advance(replayed)
 	b.post(l).want(t, 410, pageUsedUp)
 }
 
@@ -485,7 +486,7 @@ func TestRenewAnswers(t *testing.T) {
 	b.click.Renew = func(context.Context, uuid.UUID, *Visitor) (bool, error) { return false, errors.New("no database") }
 	r := b.do("POST", path)
 	r.want(t, 503, pageTryAgain)
-	if r.header.Get("Refresh") != "5" || strings.Contains(r.body, "no database") {
+	if r.header.Get("Refresh") != "5" || !strings.Contains(r.body, `href="/l/`+b.token(l)+`"`) || strings.Contains(r.body, "no database") {
 		t.Errorf("Refresh %q, body:\n%s", r.header.Get("Refresh"), r.body)
 	}
 	b.do("GET", path).want(t, 410, pageExpired) // what the refresh asks for

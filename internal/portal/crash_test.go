@@ -420,8 +420,12 @@ func TestServedByAnotherProcess(t *testing.T) {
 	if got, _, err := b.keys.VerifyPlace(a.place, l.ID, b.clock.now()); a.page != pageTryAgain || err != nil || got != click {
 		t.Errorf("page %v for click %s (%v), want a return for %s", a.page, got, err, click)
 	}
-	b.do("GET", "/l/"+b.token(l)+"/wait/"+a.place).want(t, 410, pageUsedUp)
-	if got := b.kinds(l); got != "click.started session.created link.opened" {
+	back := b.do("GET", "/l/"+b.token(l)+"/wait/"+a.place)
+	back.want(t, 303, "")
+	if got := back.header.Get("Location"); got != session.URL {
+		t.Error("the return leads to another session")
+	}
+	if got := b.kinds(l); got != "click.started session.created" {
 		t.Errorf("audit %q", got)
 	}
 }

@@ -21,6 +21,8 @@ type line struct {
 	last      int64     // the newest ticket given; head ≤ last+1
 	loweredTo float64   // calls a second after Stripe's last 429; 0 = never
 	loweredAt time.Time
+
+	expected int64 // after a pause: the lowest ticket whose person is still to come; 0 = of nobody that is known
 }
 
 // Bounds of the line.
@@ -37,6 +39,9 @@ const (
 	// lowerPause is how long nobody calls Stripe after a 429, and how long further 429s are taken
 	// for the same one.
 	lowerPause = time.Second
+	// pause is how long nobody asks before the line counts who is still to come. In a line that
+	// moves, questions follow each other much closer.
+	pause = 2 * time.Second
 	// raiseTime is how long it takes to get from no calls to the full rate again.
 	raiseTime = time.Minute
 )
@@ -53,7 +58,7 @@ func (l *line) rateAt(now time.Time, rate float64) float64 {
 	if l.loweredTo == 0 {
 		return rate
 	}
-	return min(rate, l.loweredTo+rate*now.Sub(l.loweredAt).Seconds()/raiseTime.Seconds())
+	return min(rate, l.loweredTo+rate*max(0, now.Sub(l.loweredAt).Seconds())/raiseTime.Seconds())
 }
 
 // take gives a slot or a place in the line; ticket is 0 for who has none.
@@ -94,14 +99,31 @@ func (l *line) lower(now time.Time, rate float64) {
 	l.slotAt = later(l.slotAt, now.Add(lowerPause))
 }
 
-// skip calls the numbers whose slots passed unused, and returns the time between slots.
+// paused tells that nobody was in line for a while, or nobody could ask: then l.expected counts.
+func (l *line) paused(now time.Time) bool { return now.Sub(l.slotAt) > pause }
+
+// skip calls the numbers whose slots passed unused, and returns the time between slots. After a
+// pause it passes over those only whose people are not expected any more.
 func (l *line) skip(now time.Time, rate float64) (step time.Duration) {
 	step = time.Duration(float64(time.Second) / l.rateAt(now, rate))
+	// No slot is given further ahead than this: the database's clock was set back.
+	l.slotAt = earlier(l.slotAt, now.Add(retryHold+lowerPause+2*step))
 	if passed := int64(math.Floor(float64(now.Sub(l.slotAt)) / float64(step))); passed > 0 {
-		l.head = min(l.head+passed, l.last+1)
+		head := min(l.head+passed, l.last+1)
+		if l.expected > 0 {
+			head = min(head, max(l.head, l.expected))
+		}
+		l.head = head
 		l.slotAt = l.slotAt.Add(time.Duration(passed) * step)
 	}
 	return step
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 func later(a, b time.Time) time.Time {

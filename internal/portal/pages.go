@@ -41,6 +41,8 @@ const (
 	pageMethod       page = "method_not_allowed"
 	pageTooLarge     page = "too_large"
 	pageIncomplete   page = "incomplete"
+	// A limit on tokens that don't work: what its visitor needs to hear is that, not to wait.
+	pageTooManyForged page = "too_many_forged"
 )
 
 // kind is a page's status, and the prefix of its words in locales/*.json.
@@ -50,20 +52,21 @@ type kind struct {
 }
 
 var kinds = map[page]kind{
-	pageConfirm:      {200, "confirm"},
-	pageWaiting:      {200, "waiting"},
-	pageTryAgain:     {503, "try_again"},
-	pageNotFound:     {404, "not_found"},
-	pageExpired:      {410, "expired"},
-	pageUsedUp:       {410, "used_up"},
-	pageRevoked:      {410, "revoked"},
-	pageCustomerGone: {502, "customer_gone"},
-	pageOurFault:     {502, "our_fault"},
-	pageTooMany:      {429, "too_many"},
-	pageRenewed:      {202, "renewed"},
-	pageMethod:       {405, "bad_request"},
-	pageTooLarge:     {413, "bad_request"},
-	pageIncomplete:   {400, "bad_request"},
+	pageConfirm:       {200, "confirm"},
+	pageWaiting:       {200, "waiting"},
+	pageTryAgain:      {503, "try_again"},
+	pageNotFound:      {404, "not_found"},
+	pageExpired:       {410, "expired"},
+	pageUsedUp:        {410, "used_up"},
+	pageRevoked:       {410, "revoked"},
+	pageCustomerGone:  {502, "customer_gone"},
+	pageOurFault:      {502, "our_fault"},
+	pageTooMany:       {429, "too_many"},
+	pageRenewed:       {202, "renewed"},
+	pageMethod:        {405, "bad_request"},
+	pageTooLarge:      {413, "bad_request"},
+	pageIncomplete:    {400, "bad_request"},
+	pageTooManyForged: {429, "not_found"},
 }
 
 // answer is what a request gets: a redirect, or a page with what it shows.
@@ -72,7 +75,7 @@ type answer struct {
 	page       page          //
 	locale     string        // the session's locale; "" or "auto" = the visitor's own
 	flow       string        // flow_data.type, for confirm's title
-	token      string        // where set, the page's button POSTs to /l/<token> (confirm, try_again)
+	token      string        // where set, the page's button leads to /l/<token>, by POST (confirm) or GET (try_again)
 	place      string        // where set (with token), the page comes back by GET of /l/<token>/wait/<place>
 	expires    time.Time     // confirm only
 	wait       time.Duration // waiting: the honest time left
@@ -125,6 +128,7 @@ const (
 	noButton    button = iota
 	postButton         // the link itself
 	placeButton        // the place in the line, by GET
+	linkButton         // the link itself, by GET
 	renewButton
 )
 
@@ -246,7 +250,7 @@ func (p *Pages) variant(a answer, locale string) variant {
 		case a.token != "" && a.place != "":
 			v.button = placeButton
 		case a.token != "" && a.page == pageTryAgain:
-			v.button = postButton
+			v.button = linkButton
 		}
 	case pageExpired:
 		if a.renewable && a.token != "" {
@@ -320,7 +324,9 @@ func (p *Pages) data(v variant, w *words) map[string]any {
 	case postButton:
 		data["Post"] = map[string]string{"Label": w.get(name + ".button")}
 	case placeButton:
-		data["Get"] = w.get(name + ".button")
+		data["Get"] = map[string]any{"Label": w.get(name + ".button"), "Place": true}
+	case linkButton:
+		data["Get"] = map[string]any{"Label": w.get(name + ".button")}
 	case renewButton:
 		data["More"] = w.get("expired.renew")
 		data["Post"] = map[string]string{"Label": w.get(name + ".button"), "Below": "/renew"}

@@ -140,7 +140,7 @@ func TestPagesThatComeBack(t *testing.T) {
 		t.Errorf("try again, with a place: %v\n%s", r.header, r.body)
 	}
 	r = render(t, p, answer{page: pageTryAgain, token: "TOKEN", refresh: 7})
-	if !strings.Contains(r.body, `action="/l/TOKEN"><button type="submit" class="button">Try again</button>`) || r.header.Get("Refresh") != "7" {
+	if !strings.Contains(r.body, `<a class="button" href="/l/TOKEN">Try again</a>`) || strings.Contains(r.body, "<form") || r.header.Get("Refresh") != "7" {
 		t.Errorf("try again, without a place: %v\n%s", r.header, r.body)
 	}
 }

@@ -21,6 +21,8 @@ func TestClicksFindRowsByKeys(t *testing.T) {
 	b.do("GET", "/l/"+b.token(plain)).want(t, 200, pageConfirm)
 	b.post(plain).want(t, 303, "")
 	b.post(limited).want(t, 303, "")
+	b.post(limited).want(t, 303, "") // the same session again
+	b.clock.advance(replayed)
 	b.post(limited).want(t, 410, pageUsedUp)
 	b.busy("", time.Minute)
 	place, _ := b.post(renewed).place(t)

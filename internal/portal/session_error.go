@@ -129,6 +129,16 @@ func classify(err error) *SessionError {
 	return out
 }
 
+// isRateLimit tells a 429 that asks everybody to slow down from one about a single object: Stripe
+// gives that the code lock_timeout, or the reason resource-specific.
+func isRateLimit(err error) bool {
+	var se *stripe.Error
+	if !errors.As(err, &se) || se.HTTPStatusCode != http.StatusTooManyRequests || se.Code == stripe.ErrorCodeLockTimeout {
+		return false
+	}
+	return se.LastResponse == nil || se.LastResponse.Header.Get("Stripe-Rate-Limited-Reason") != "resource-specific"
+}
+
 // classifyRefusal tells Stripe's 400s apart.
 func classifyRefusal(se *stripe.Error) SessionCode {
 	msg := strings.ToLower(se.Msg)

@@ -163,7 +163,10 @@ func (s *Stripe) policies() {
 		WithFailureRateThreshold(0.5, s.pace.failing, failingTime).
 		WithSuccessThreshold(1).
 		WithDelay(s.pace.spared).
-		OnOpen(func(circuitbreaker.StateChangedEvent) {
+		OnOpen(func(e circuitbreaker.StateChangedEvent) {
+			if e.OldState != circuitbreaker.ClosedState { // the one that tried found it no better
+				return
+			}
 			s.log.Error("Stripe does not answer; clicks get a page that tries again by itself, and one of them asks Stripe now and then", "every", s.pace.spared.String())
 		}).
 		OnClose(func(circuitbreaker.StateChangedEvent) { s.log.Info("Stripe answers again") }).
@@ -200,6 +203,7 @@ func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID)
 		return Session{}, &SessionError{Code: CodeInvalidRequest, err: err}
 	}
 	var last error // of the tries that reached Stripe
+	slowed := false
 	got, err := s.retry.WithContext(ctx).GetWithExecution(func(exec failsafe.Execution[*stripe.BillingPortalSession]) (*stripe.BillingPortalSession, error) {
 		if last != nil {
 			if err := s.budget.Retry(exec.Context(), link.StripeAccount); err != nil {
@@ -211,7 +215,9 @@ func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID)
 			return nil, noTry{err}
 		}
 		last = err
-		s.slowDown(ctx, link, err)
+		if !slowed {
+			slowed = s.slowDown(ctx, link, err)
+		}
 		return session, err
 	})
 	if errors.As(err, new(noTry)) {
@@ -229,16 +235,18 @@ func (s *Stripe) CreateSession(ctx context.Context, link *Link, click uuid.UUID)
 // noTry is why a try was not made: Stripe is spared, or the budget has no slot soon.
 type noTry struct{ error }
 
-// slowDown tells the budget of a 429.
-func (s *Stripe) slowDown(ctx context.Context, link *Link, err error) {
-	if err == nil || classify(err).Code != CodeRateLimited {
-		return
+// slowDown tells the budget of a 429, unless it is about one object that others are busy with: that
+// concerns one customer. It reports whether it did.
+func (s *Stripe) slowDown(ctx context.Context, link *Link, err error) bool {
+	if !isRateLimit(err) {
+		return false
 	}
 	s.log.Warn("Stripe's rate limit was hit; the pace is lowered for all replicas", "stripe_request_id", classify(err).RequestID,
 		"hint", "lower STRIPE_RATE if this comes again, or see what else uses this Stripe account")
 	if err := s.budget.Lower(ctx, link.StripeAccount); err != nil {
 		s.log.Warn("the pace could not be lowered", "error", err)
 	}
+	return true
 }
 
 func (s *Stripe) session(got *stripe.BillingPortalSession) (Session, error) {

@@ -23,6 +23,7 @@ type control struct {
 	EnableFeatures       []string       `json:"enable_features"`
 	DisableFeatures      []string       `json:"disable_features"`
 	Faults               []controlFault `json:"faults"` // added to the queue
+	Outage               *controlFault  `json:"outage"` // of every call from now on; {} ends it
 }
 
 type controlFault struct {
@@ -57,6 +58,12 @@ func (s *Sim) controlConfig(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		faults = append(faults, f.fault())
+	}
+	if c.Outage != nil && *c.Outage != (controlFault{}) {
+		if err := c.Outage.fault().validate(); err != nil {
+			http.Error(w, fmt.Sprintf("outage: %v", err), http.StatusBadRequest)
+			return
+		}
 	}
 	s.apply(c, faults)
 	w.WriteHeader(http.StatusNoContent)
@@ -107,6 +114,14 @@ func (s *Sim) apply(c control, faults []Fault) {
 		s.DisableFeature(f)
 	}
 	s.world.script(faults)
+	switch {
+	case c.Outage == nil:
+	case *c.Outage == (controlFault{}):
+		s.SetOutage(nil)
+	default:
+		f := c.Outage.fault()
+		s.SetOutage(&f)
+	}
 }
 
 func (s *Sim) controlSessions(w http.ResponseWriter, r *http.Request) { writeList(w, r, s.Sessions()) }

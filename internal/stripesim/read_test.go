@@ -94,16 +94,24 @@ func TestControl(t *testing.T) {
 	create(t, sim, body).want(t, 400, invalid, "resource_missing", "customer")
 	mustCreate(t, sim, form("customer=cus_9", "flow_data[type]=customer_update", "return_url=https://a.example"))
 
+	control(`{"outage":{"kind":"status","status":503}}`)
+	for range 2 {
+		create(t, sim, form("customer=cus_9", "return_url=https://a.example")).want(t, 503, "api_error", "", "")
+	}
+	control(`{"latency_ms":0}`)
+	create(t, sim, form("customer=cus_9", "return_url=https://a.example")).want(t, 503, "api_error", "", "")
+	control(`{"outage":{}}`)
+
 	sessions := do(t, sim, http.MethodGet, "/_sim/sessions", "")
 	if sessions.object["total"] != 2.0 {
 		t.Fatalf("sessions %s", sessions.body)
 	}
 	calls := do(t, sim, http.MethodGet, "/_sim/calls?limit=1", "").object
-	if calls["total"] != 7.0 || len(calls["data"].([]any)) != 1 {
+	if calls["total"] != 10.0 || len(calls["data"].([]any)) != 1 {
 		t.Fatalf("calls %v", calls)
 	}
 	call := calls["data"].([]any)[0].(map[string]any)
-	if call["status"] != 200.0 || call["auth"] != "bearer sk_test" {
+	if call["status"] != 503.0 || call["auth"] != "bearer sk_test" {
 		t.Fatalf("call %v", call)
 	}
 	if r := do(t, sim, http.MethodGet, "/_sim/calls?limit=-1", ""); r.status != 400 {
@@ -116,7 +124,7 @@ func TestControlRefusesNonsense(t *testing.T) {
 	t.Parallel()
 	sim, _ := setup(t)
 	for _, body := range []string{
-		`{"lateny_ms":5}`, `{"rate":1,"faults":[{"kind":"boom"}]}`, `{"rate":1} {}`, `{"rate":-1}`, `{"latency_ms":-1}`, `x`,
+		`{"lateny_ms":5}`, `{"rate":1,"faults":[{"kind":"boom"}]}`, `{"rate":1} {}`, `{"rate":-1}`, `{"latency_ms":-1}`, `{"rate":1,"outage":{"kind":"boom"}}`, `x`,
 	} {
 		if r := do(t, sim, http.MethodPost, "/_sim/config", body, "Content-Type", "application/json"); r.status != 400 {
 			t.Errorf("%s: status %d", body, r.status)

@@ -1,0 +1,13 @@
+-- +goose Up
+
+-- A click keeps its ticket until its end, so that its place outlives a slot that came to nothing.
+-- Whether Stripe may have been asked decides how long its idempotency key is good for, and stands
+-- by itself: asked_at, or started_at where the click never had to wait (ticket is NULL).
+ALTER TABLE clicks
+    ADD COLUMN asked_at timestamptz;                    -- since when Stripe may have been asked; NULL with a ticket = it was not
+COMMENT ON COLUMN clicks.ticket IS 'number in the line of stripe_budget; 0 = it comes back for one; NULL = it never had to wait';
+
+GRANT UPDATE (asked_at) ON clicks TO latchkey_app;
+
+-- +goose Down
+ALTER TABLE clicks DROP COLUMN asked_at;
