@@ -79,7 +79,7 @@ func (b *Budget) Wait(ctx context.Context, account string, click Click) (left ti
 			b.waits.Observe(time.Since(began).Seconds())
 			return 0, nil
 		}
-		click.Ticket = t.turn.ticket
+		click.Ticket, click.Waited = t.turn.ticket, true
 		if time.Since(began)+t.turn.wait > hold {
 			b.inLine.Inc()
 			return t.turn.wait, nil
@@ -162,7 +162,7 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 			t.turn = turn{wait: wait, slot: ok}
 		case askTurn:
 			t.turn = l.take(now, t.click.Ticket, b.rate)
-			if !t.turn.slot || t.click.Ticket != 0 || t.click.Asked { // else it never had to wait, and its row says all that it should
+			if !t.turn.slot || t.click.Waited || t.click.Asked { // else it never had to wait, and its row says all that it should
 				turns = append(turns, t)
 			}
 		}

@@ -381,7 +381,11 @@ func (s *ClickServer) lastOf(ctx context.Context, link *Link, id uuid.UUID) (Cli
 		}
 		if click.Outcome == "" && click.Asked && !s.Store.Now().Before(click.Until) {
 			// Stripe's answer to its key could be a session that has died.
-			if err := s.Store.CloseOverdue(ctx, link); err != nil {
+			err := s.Store.CloseOverdue(ctx, link)
+			if err == nil {
+				err = sleep(ctx, 10*time.Millisecond) // somebody may hold its row for a moment
+			}
+			if err != nil {
 				return click, err
 			}
 			continue

@@ -67,6 +67,7 @@ const clickLife = 60 * time.Second
 type Click struct {
 	ID      uuid.UUID
 	Ticket  int64     // its place in the line of its Stripe account; 0 = none
+	Waited  bool      // it was in line, or told to come back before Stripe was asked
 	Asked   bool      // Stripe may have been asked under its idempotency key
 	Until   time.Time // from then on an open click has lost its worker or its person
 	Outcome string    // empty while it is open
@@ -264,8 +265,8 @@ func (s *Store) CreatedSince(ctx context.Context, link *Link, since time.Time) (
 // click reads the click that a condition of ours selects.
 func (s *Store) click(ctx context.Context, where string, args ...any) (c Click, err error) {
 	var ended *time.Time
-	err = s.Pool.QueryRow(ctx, `SELECT id, coalesce(ticket, 0), asked_at IS NOT NULL OR ticket IS NULL, open_until, coalesce(outcome, ''), ended_at
-		FROM clicks WHERE `+where, args...).Scan(&c.ID, &c.Ticket, &c.Asked, &c.Until, &c.Outcome, &ended)
+	err = s.Pool.QueryRow(ctx, `SELECT id, coalesce(ticket, 0), ticket IS NOT NULL, asked_at IS NOT NULL OR ticket IS NULL, open_until, coalesce(outcome, ''), ended_at
+		FROM clicks WHERE `+where, args...).Scan(&c.ID, &c.Ticket, &c.Waited, &c.Asked, &c.Until, &c.Outcome, &ended)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows):
 		return Click{}, ErrNoClick

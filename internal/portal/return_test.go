@@ -337,3 +337,29 @@ func TestForgedTokensWithoutEnd(t *testing.T) {
 	}
 	b.get(b.link(nil)).want(t, 200, pageConfirm)
 }
+
+// The same for a click that Stripe was spared of at first, and asked for at its return.
+func TestDeadSessionAfterBeingSpared(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := quick
+	p.spared = time.Hour
+	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
+	b.click.Stripe = b.stripe
+	l := b.link(nil)
+	b.stripe.breaker.HalfOpen()
+	b.stripe.breaker.TryAcquirePermit()
+	a := b.click.serve(t.Context(), &visit{link: l, token: b.token(l)}, Click{ID: b.start(l)})
+	b.stripe.breaker.Close()
+	place := "/l/" + b.token(l) + "/wait/" + a.place
+	b.commits.Script(fine, failed, failed, failed)
+	r := b.do("GET", place)
+	r.want(t, 503, pageTryAgain)
+	place, _ = r.place(t)
+	b.clock.advance(10 * time.Minute)
+	b.wantLive(b.do("GET", place))
+	if n := len(b.sim.Sessions()); n != 2 {
+		t.Errorf("%d sessions at Stripe", n)
+	}
+	b.checkBooks()
+}
