@@ -345,11 +345,13 @@ func everyWay(d *deployment, click string) []shown {
 			})()`, d.link(cardFailed("large")).URL)))
 		}},
 		{"too_many", "too_many.title", func(b *tab) {
-			for b.last().Status != http.StatusTooManyRequests { // a try comes free every 2 s
-				for range 40 {
-					d.do(http.MethodGet, click+"/l/forged")
+			url := d.link(cardFailed("often")).URL
+			b.visit(url)
+			for b.last().Status != http.StatusTooManyRequests { // a look comes free every half a second
+				for range 150 {
+					d.do(http.MethodGet, url)
 				}
-				b.visit(click + "/l/forged")
+				b.visit(url)
 			}
 		}},
 		{"waiting", "waiting.title", press(elsewhere, func() { d.busy("acct_Elsewhere1", 10*time.Minute) })},

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
@@ -52,6 +53,8 @@ type take struct {
 	click   Click // of a turn
 	ask     ask
 	turn    turn // the answer to askTurn; slot false = no slot to askRetry
+	marked  time.Time
+	err     error // of its account alone
 }
 
 type ask int
@@ -64,15 +67,17 @@ const (
 
 // Wait returns 0 when the click's slot has come, so that Stripe may be called now. It waits for
 // that at most 3 s; where the line is longer it returns at once how long it will take, and the
-// click keeps its ticket: asked again when its turn is near, it is served in its turn.
-func (b *Budget) Wait(ctx context.Context, account string, click Click) (left time.Duration, err error) {
+// click keeps its ticket: asked again when its turn is near, it is served in its turn. What the click's
+// row tells of it from then on stands in click too.
+func (b *Budget) Wait(ctx context.Context, account string, click *Click) (left time.Duration, err error) {
 	began := time.Now()
 	for {
-		t := &take{account: account, click: click}
-		if err := b.takes.do(ctx, t); err != nil {
+		t := &take{account: account, click: *click}
+		if err := b.ask(ctx, t); err != nil {
 			return 0, err
 		}
 		if t.turn.slot {
+			click.marked = t.marked
 			if err := sleep(ctx, t.turn.wait); err != nil {
 				return 0, err
 			}
@@ -100,7 +105,7 @@ func (b *Budget) Retry(ctx context.Context, account string) error {
 		return nil
 	}
 	t := &take{account: account, ask: askRetry}
-	if err := b.takes.do(ctx, t); err != nil {
+	if err := b.ask(ctx, t); err != nil {
 		return err
 	}
 	if !t.turn.slot {
@@ -115,31 +120,35 @@ func (b *Budget) Lower(ctx context.Context, account string) error {
 		return nil
 	}
 	b.lowered.Inc()
-	return b.takes.do(ctx, &take{account: account, ask: askLower})
+	return b.ask(ctx, &take{account: account, ask: askLower})
 }
 
-// serve answers questions in one transaction, account by account.
+func (b *Budget) ask(ctx context.Context, t *take) error {
+	if err := b.takes.do(ctx, t); err != nil {
+		return err
+	}
+	return t.err
+}
+
+// serve answers questions, those to one account in one transaction, in the order of their coming.
+// Somebody who holds an account's row holds up that account, for lock_timeout and no longer.
 func (b *Budget) serve(ctx context.Context, takes []*take) error {
-	// In the order of their names, so that two processes can't wait for each other; within an
-	// account in the order of their coming.
 	slices.SortStableFunc(takes, func(x, y *take) int { return cmp.Compare(x.account, y.account) })
-	return InTx(ctx, b.pool, func(tx pgx.Tx) error {
-		// Somebody who holds one account's row must not hold up the others.
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
-			return fmt.Errorf("stripe budget: %w", err)
+	for len(takes) > 0 {
+		n := 1
+		for n < len(takes) && takes[n].account == takes[0].account {
+			n++
 		}
-		for len(takes) > 0 {
-			n := 1
-			for n < len(takes) && takes[n].account == takes[0].account {
-				n++
-			}
-			if err := b.serveAccount(ctx, tx, takes[:n]); err != nil {
-				return fmt.Errorf("stripe budget: %w", err)
-			}
-			takes = takes[n:]
+		err := InTx(ctx, b.pool, func(tx pgx.Tx) error { return b.serveAccount(ctx, tx, takes[:n]) })
+		if err != nil {
+			err = fmt.Errorf("stripe budget: %w", err)
 		}
-		return nil
-	})
+		for _, t := range takes[:n] {
+			t.err = err
+		}
+		takes = takes[n:]
+	}
+	return nil
 }
 
 func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) error {
@@ -147,7 +156,7 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 	if err != nil {
 		return err
 	}
-	if l.paused(now) {
+	if l.paused(now) && l.head <= l.last {
 		if l.expected, err = b.expected(ctx, tx, takes[0].account, l.head); err != nil {
 			return err
 		}
@@ -180,31 +189,61 @@ func (b *Budget) serveAccount(ctx context.Context, tx pgx.Tx, takes []*take) err
 // of it, since its worker stops or the answer is lost, the next question finds the place. What
 // Stripe may have been asked for before keeps its end.
 //
+// A click without a ticket may have been asked for since it started. Who joins it can only assume so
+// (asked_at = started_at), until whoever started it is put in line; a slot makes it certain.
+//
 // Everybody waits for the account's row, which so waits for nobody: a click whose row is held at this
-// moment keeps what it has, and gets another ticket when it is come back to.
+// moment is put off.
 func (b *Budget) write(ctx context.Context, tx pgx.Tx, turns []*take) error {
 	n := len(turns)
 	clicks, tickets, slots, asked, untils := make([][16]byte, n), make([]int64, n), make([]bool, n), make([]bool, n), make([]time.Time, n)
 	for i, t := range turns {
 		clicks[i], tickets[i], slots[i], asked[i], untils[i] = t.click.ID, t.turn.ticket, t.turn.slot, t.click.Asked, b.openUntil(t.turn)
 	}
-	_, err := tx.Exec(ctx, `UPDATE clicks c SET ticket = t.ticket,
-			asked_at = CASE WHEN c.asked_at IS NULL AND t.asked AND c.ticket IS NULL THEN c.started_at
-			                WHEN c.asked_at IS NULL AND t.slot THEN $6 ELSE c.asked_at END,
-			open_until = CASE WHEN c.asked_at IS NULL AND NOT (t.asked AND c.ticket IS NULL) THEN t.until ELSE c.open_until END
+	now := b.now().Add(time.Microsecond).Truncate(time.Microsecond) // as Postgres keeps it, and not started_at
+	rows, err := tx.Query(ctx, `UPDATE clicks c SET ticket = least(nullif(c.ticket, 0), t.ticket), kept_until = NULL,
+			asked_at = CASE
+				WHEN t.slot AND (c.asked_at = c.started_at OR t.asked AND c.asked_at IS NULL AND c.ticket IS NULL) THEN c.started_at - interval '1 microsecond'
+				WHEN t.slot THEN coalesce(c.asked_at, $6)
+				WHEN t.asked AND c.asked_at IS NULL AND c.ticket IS NULL THEN c.started_at
+				WHEN NOT t.asked AND c.asked_at = c.started_at THEN NULL
+				ELSE c.asked_at END,
+			open_until = CASE
+				WHEN t.asked AND c.asked_at IS NULL AND c.ticket IS NULL THEN c.open_until
+				WHEN c.asked_at IS NULL OR NOT t.asked AND NOT t.slot AND c.asked_at = c.started_at THEN t.until
+				ELSE c.open_until END
 		FROM (SELECT t.* FROM unnest($1::uuid[], $2::bigint[], $3::bool[], $4::bool[], $5::timestamptz[]) AS t (id, ticket, slot, asked, until)
-		      CROSS JOIN LATERAL (SELECT outcome FROM clicks WHERE id = t.id OFFSET 0 FOR UPDATE SKIP LOCKED) c -- by primary key
-		      WHERE c.outcome IS NULL) t
-		WHERE c.id = t.id`, clicks, tickets, slots, asked, untils, b.now())
-	return err
+		      CROSS JOIN LATERAL (SELECT FROM clicks WHERE id = t.id OFFSET 0 FOR UPDATE SKIP LOCKED) c) t -- by primary key
+		WHERE c.id = t.id RETURNING c.id, c.asked_at`, clicks, tickets, slots, asked, untils, now)
+	if err != nil {
+		return err
+	}
+	written := map[uuid.UUID]*time.Time{}
+	var id uuid.UUID
+	var askedAt *time.Time
+	if _, err := pgx.ForEachRow(rows, []any{&id, &askedAt}, func() error { written[id] = askedAt; return nil }); err != nil {
+		return err
+	}
+	for _, t := range turns {
+		switch at, ok := written[t.click.ID]; {
+		case !ok && t.turn.slot: // without its mark, nobody would know that Stripe was asked
+			t.turn.slot, t.turn.wait = false, putOff
+		case t.turn.slot && at != nil && at.Equal(now):
+			t.marked = *at
+		}
+	}
+	return nil
 }
 
-// expected is the lowest ticket of an account from head on whose person has not been asked for and is
-// still to come: whose turn is ahead, or who was told to come back because Stripe was away.
+// putOff is when a click is asked about again whose row was held.
+const putOff = early
+
+// expected is the lowest ticket of an account from head on whose person was told to come back because
+// Stripe was away, and is still to come.
 func (b *Budget) expected(ctx context.Context, tx pgx.Tx, account string, head int64) (ticket int64, err error) {
 	err = tx.QueryRow(ctx, `SELECT coalesce(min(c.ticket), 0) FROM clicks c JOIN links l ON l.id = c.link_id
-		WHERE c.outcome IS NULL AND c.open_until > $1 AND c.asked_at IS NULL AND c.ticket >= $2 AND coalesce(l.stripe_account, '') = $3`,
-		b.now().Add(noShow-pause), head, account).Scan(&ticket)
+		WHERE c.outcome IS NULL AND c.kept_until > $1 AND c.asked_at IS NULL AND c.ticket >= $2 AND coalesce(l.stripe_account, '') = $3`,
+		b.now().Add(-pause), head, account).Scan(&ticket)
 	return ticket, err
 }
 
@@ -226,6 +265,7 @@ func lockLine(ctx context.Context, tx pgx.Tx, account string) (l line, now time.
 		// What a crash of Postgres loses here is a moment of pacing, not worth a disk's wait
 		// under a lock that everybody wants.
 		batch.Queue(`SET LOCAL synchronous_commit = off`)
+		batch.Queue(`SET LOCAL lock_timeout = '500ms'`)
 		batch.Queue(`SELECT slot_at, head, last_ticket, coalesce(lowered_to, 0), coalesce(lowered_at, slot_at)
 			FROM stripe_budget WHERE account = $1 FOR UPDATE`, account).QueryRow(func(row pgx.Row) error {
 			return row.Scan(&l.slotAt, &l.head, &l.last, &l.loweredTo, &l.loweredAt)

@@ -168,7 +168,7 @@ func TestBudgetWaitsForNoClick(t *testing.T) {
 	click := b.start(held)
 	release := b.hold(`SELECT FROM clicks WHERE id = $1`, click)
 	b.busy("", time.Hour)
-	if left, err := b.budget.Wait(t.Context(), "", Click{ID: click}); left < time.Minute || err != nil {
+	if left, err := b.budget.Wait(t.Context(), "", &Click{ID: click}); left < time.Minute || err != nil {
 		t.Errorf("%s, %v", left, err)
 	}
 	release()
@@ -193,8 +193,9 @@ func TestBudgetOfTwoProcesses(t *testing.T) {
 	slotAt(&before)
 	errs := make(chan error)
 	for i := range 2 * each {
+		click := b.start(b.link(nil))
 		go func() {
-			left, err := budgets[i%2].Wait(t.Context(), "", Click{ID: newClickID()})
+			left, err := budgets[i%2].Wait(t.Context(), "", &Click{ID: click})
 			if left > 0 {
 				t.Errorf("%s left of a line of one second", left)
 			}

@@ -358,15 +358,18 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID, detail) })
 	case err != nil:
 		return s.databaseAway(v, id, err)
-	case s.justCreated(click):
+	case s.justCreated(click) && s.Limits.Replay(v.link.ID, s.Store.Now()):
+		if err := s.share(ctx, v, click.ID, map[string]any{"returned": true}); err != nil {
+			return s.databaseAway(v, click.ID, err)
+		}
 		return s.again(ctx, v, click)
 	case click.Outcome != "":
 		return s.look(ctx, v)
 	case s.Stripe.Spared():
-		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(placeKept)); err != nil {
-			return s.databaseAway(v, id, err)
+		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(retryLatest)); err != nil {
+			return s.databaseAway(v, click.ID, err)
 		}
-		return s.tryAgain(v, id)
+		return s.tryAgain(v, click.ID)
 	}
 	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), click.ID })
 }
@@ -374,16 +377,19 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 // lastOf reads the click that a place names, or the one that took its place after its worker was
 // lost. With ErrNoClick it returns the id under which a click is to be begun.
 func (s *ClickServer) lastOf(ctx context.Context, link *Link, id uuid.UUID) (Click, error) {
-	for {
+	for closed := 0; ; {
 		click, err := s.Store.Click(ctx, link, id)
 		if err != nil {
 			return Click{ID: id}, err
 		}
 		if click.Outcome == "" && click.Asked && !s.Store.Now().Before(click.Until) {
 			// Stripe's answer to its key could be a session that has died.
+			if closed++; closed > 5 {
+				return click, errors.New("the row of an overdue click is held")
+			}
 			err := s.Store.CloseOverdue(ctx, link)
 			if err == nil {
-				err = sleep(ctx, 10*time.Millisecond) // somebody may hold its row for a moment
+				err = sleep(ctx, time.Duration(closed-1)*20*time.Millisecond) // whoever holds the row is done with it in a moment
 			}
 			if err != nil {
 				return click, err
@@ -425,7 +431,7 @@ func (s *ClickServer) again(ctx context.Context, v *visit, click Click) answer {
 // the promise: no session without its click.started, no redirect without its outcome. Another
 // process may be serving the same click at this moment, for another press that joined it.
 func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
-	left, err := s.Budget.Wait(ctx, v.link.StripeAccount, click)
+	left, err := s.Budget.Wait(ctx, v.link.StripeAccount, &click)
 	if err != nil {
 		return s.databaseAway(v, click.ID, err)
 	}
@@ -437,7 +443,7 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
 	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
 	if errors.Is(err, ErrSpared) { // it was not asked, so the click may stay open
 		s.clicks.WithLabelValues("spared").Inc()
-		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(placeKept)); err != nil {
+		if err := s.Store.Keep(ctx, click, s.Store.Now().Add(retryLatest)); err != nil {
 			return s.databaseAway(v, click.ID, err)
 		}
 		return s.tryAgain(v, click.ID)
@@ -455,7 +461,7 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
 	switch err := s.end(ctx, v.link, click.ID, session, cause); {
 	case errors.Is(err, ErrSwept):
 		log.Warn("a click was closed while Stripe was being asked; its session is dropped")
-		return s.tryAgain(v, newClickID())
+		return s.tryAgain(v, successor(click.ID))
 	case errors.Is(err, ErrServed): // its page shows the link as it is now
 		log.Warn("another process got the session of a click that failed here")
 		return s.tryAgain(v, click.ID)
@@ -501,7 +507,7 @@ func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, cl
 // deny writes click.denied and says why on a page of its own. A second tap on a link whose last use
 // the first one has spent gets the session of the first.
 func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
-	if state == StateUsedUp {
+	if state == StateUsedUp && s.Limits.Replay(v.link.ID, s.Store.Now()) {
 		click, err := s.Store.CreatedSince(ctx, v.link, s.Store.Now().Add(-replayed))
 		if err == nil {
 			err = s.share(ctx, v, click.ID, detail)
@@ -547,9 +553,6 @@ const (
 	returnLead = time.Second
 	// longestRefresh is how long a page waits at most before it looks how the line moves.
 	longestRefresh = 10 * time.Second
-	// placeKept is how long a click is kept that could not be served: the longest time to its
-	// page's return, and as long as a place is kept for anybody.
-	placeKept = retryLatest + noShow
 	// A page without a time of its own returns at one of its own choice in between, so that
 	// nobody who waited for Stripe comes back at the same time as all others.
 	retryEarliest, retryLatest = 5 * time.Second, 15 * time.Second

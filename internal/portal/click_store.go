@@ -68,7 +68,8 @@ type Click struct {
 	ID      uuid.UUID
 	Ticket  int64     // its place in the line of its Stripe account; 0 = none
 	Waited  bool      // it was in line, or told to come back before Stripe was asked
-	Asked   bool      // Stripe may have been asked under its idempotency key
+	Asked   bool      // Stripe may have been asked under its idempotency key, when it was read
+	marked  time.Time // asked_at as its slot has written it; zero = it did not
 	Until   time.Time // from then on an open click has lost its worker or its person
 	Outcome string    // empty while it is open
 	Ended   time.Time // zero while it is open
@@ -279,14 +280,17 @@ func (s *Store) click(ctx context.Context, where string, args ...any) (c Click, 
 }
 
 // Keep leaves a click open, with its place in the line, that Stripe was not asked for although its
-// turn had come: its person is told to come back. One that Stripe may have been asked for before
-// keeps its own end, or its session could have died by the time it is asked for again.
+// turn had come: its person is told to come back until then. One that Stripe may have been asked for,
+// before or by somebody else meanwhile, keeps its own end, or its session could have died by the time
+// it is asked for again.
 func (s *Store) Keep(ctx context.Context, click Click, until time.Time) error {
 	if click.Asked {
 		return nil
 	}
-	if _, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = greatest(open_until, $2), ticket = coalesce(ticket, 0), asked_at = NULL
-		WHERE id = $1 AND outcome IS NULL`, click.ID, until); err != nil {
+	_, err := s.Pool.Exec(ctx, `UPDATE clicks SET open_until = greatest(open_until, $2), kept_until = $3, ticket = coalesce(ticket, 0), asked_at = NULL
+		WHERE id = $1 AND outcome IS NULL AND asked_at IS NOT DISTINCT FROM $4 AND (ticket IS NOT NULL OR $5)`,
+		click.ID, until.Add(noShow), until, orNull(click.marked, time.Time{}), !click.Waited)
+	if err != nil {
 		return fmt.Errorf("keep a click open: %w", err)
 	}
 	return nil

@@ -425,7 +425,7 @@ func TestServedByAnotherProcess(t *testing.T) {
 	if got := back.header.Get("Location"); got != session.URL {
 		t.Error("the return leads to another session")
 	}
-	if got := b.kinds(l); got != "click.started session.created" {
+	if got := b.kinds(l); got != "click.started session.created click.denied" {
 		t.Errorf("audit %q", got)
 	}
 }

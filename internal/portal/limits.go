@@ -31,6 +31,11 @@ const (
 	pressBurst = 30
 	pressEvery = 2 * time.Second
 
+	// A session is given out again to a browser that dropped the answer. Such a call goes ahead of the
+	// line, so there are few.
+	replayBurst = 3
+	replayEvery = 20 * time.Second
+
 	// A bucket that is full again is worth no memory.
 	forgetAfter = time.Minute
 
@@ -43,12 +48,12 @@ const (
 // concurrent use.
 //
 // Addresses are counted one by one for IPv4, by /64 for IPv6, which is what one customer gets.
-// Forged tokens, visits by address, looks at links and presses by link have each a table of its
+// Forged tokens, visits by address, and looks, presses and replays by link have each a table of its
 // own, so that a flood of one cannot push out another; only who has valid links gets into the
-// latter three.
+// others.
 //
-// A table holds at most 64 Ki entries, of 53 bytes each with the map around them: 14 MB for all
-// four when full (BenchmarkLimits), nothing before they are used, and a table that was full gives
+// A table holds at most 64 Ki entries, of 53 bytes each with the map around them: 17 MB for all
+// five when full (BenchmarkLimits), nothing before they are used, and a table that was full gives
 // its memory back within two minutes of use. Under a flood of more than 32 Ki distinct addresses
 // in a minute, which takes a botnet or a /48 of IPv6, the one that was quiet for longest is
 // forgotten first and starts with a full bucket again: the limit then bounds no more than each
@@ -58,7 +63,7 @@ const (
 // limiter of golang.org/x/time/rate in an LRU list of hashicorp/golang-lru was measured against it
 // under a flood: 267 bytes and two allocations an entry and 1.3 µs, against 53 bytes, none, 0.2 µs.
 type Limits struct {
-	forged, visits, looks, presses *limit
+	forged, visits, looks, presses, replays *limit
 }
 
 // NewLimits makes empty tables.
@@ -68,6 +73,7 @@ func NewLimits() *Limits {
 		visits:  newLimit(visitBurst, visitEvery),
 		looks:   newLimit(lookBurst, lookEvery),
 		presses: newLimit(pressBurst, pressEvery),
+		replays: newLimit(replayBurst, replayEvery),
 	}
 }
 
@@ -90,6 +96,13 @@ func (l *Limits) Visit(ip netip.Addr, link uuid.UUID, method string, now time.Ti
 		return l.presses.take(link, now)
 	}
 	return l.looks.take(link, now)
+}
+
+// Replay counts a session that is to be given out again. Where it returns false, its link is shown as it
+// is.
+func (l *Limits) Replay(link uuid.UUID, now time.Time) bool {
+	_, ok := l.replays.take(link, now)
+	return ok
 }
 
 // network is what counts as one visitor: an IPv4 address, or a /64 of IPv6.

@@ -22,7 +22,7 @@ type line struct {
 	loweredTo float64   // calls a second after Stripe's last 429; 0 = never
 	loweredAt time.Time
 
-	expected int64 // after a pause: the lowest ticket whose person is still to come; 0 = of nobody that is known
+	expected int64 // after a pause: the lowest ticket of who was told to come back; 0 = nobody was
 }
 
 // Bounds of the line.
@@ -92,6 +92,7 @@ func (l *line) retry(now time.Time, rate float64) (wait time.Duration, ok bool) 
 // lower halves the pace at once and lets nobody call for a moment. The 429s of one burst count as
 // one.
 func (l *line) lower(now time.Time, rate float64) {
+	l.loweredAt = earlier(l.loweredAt, now)
 	if l.loweredTo > 0 && now.Sub(l.loweredAt) < lowerPause {
 		return
 	}
@@ -103,10 +104,11 @@ func (l *line) lower(now time.Time, rate float64) {
 func (l *line) paused(now time.Time) bool { return now.Sub(l.slotAt) > pause }
 
 // skip calls the numbers whose slots passed unused, and returns the time between slots. After a
-// pause it passes over those only whose people are not expected any more.
+// pause it does not pass over people who were told to come back.
 func (l *line) skip(now time.Time, rate float64) (step time.Duration) {
+	l.loweredAt = earlier(l.loweredAt, now) // the database's clock may have been set back
 	step = time.Duration(float64(time.Second) / l.rateAt(now, rate))
-	// No slot is given further ahead than this: the database's clock was set back.
+	// No slot is given further ahead than this.
 	l.slotAt = earlier(l.slotAt, now.Add(retryHold+lowerPause+2*step))
 	if passed := int64(math.Floor(float64(now.Sub(l.slotAt)) / float64(step))); passed > 0 {
 		head := min(l.head+passed, l.last+1)

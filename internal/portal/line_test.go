@@ -260,3 +260,21 @@ func TestLineRetries(t *testing.T) {
 		t.Errorf("%+v behind %d retries", got, n)
 	}
 }
+
+// A clock that is set back stops no line, and a 429 counts after it.
+func TestClockSetBack(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	l := line{slotAt: now, head: 1}
+	l.take(now, 0, 20)
+	l.lower(now, 20)
+	back := now.Add(-time.Hour)
+	if got := l.take(back, 0, 20); got.wait > 5*time.Second {
+		t.Errorf("a newcomer waits %s", got.wait)
+	}
+	back = back.Add(10 * time.Minute)
+	l.lower(back, 20)
+	if rate := l.rateAt(back, 20); rate != 10 {
+		t.Errorf("after a 429 the pace is %v", rate)
+	}
+}

@@ -284,7 +284,7 @@ func TestTicketsOutliveAPause(t *testing.T) {
 	budget := NewBudget(b.pool, 1, b.clock.now, nil)
 	ask := func(click Click) time.Duration {
 		t.Helper()
-		left, err := budget.Wait(t.Context(), "", click)
+		left, err := budget.Wait(t.Context(), "", &click)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -307,17 +307,17 @@ func TestTicketsOutliveAPause(t *testing.T) {
 	}
 	b.clock.advance(time.Minute)
 	for i, id := range clicks {
-		if err := b.store.Keep(t.Context(), Click{ID: id, Ticket: int64(11 + i)}, b.clock.now().Add(placeKept)); err != nil {
+		if err := b.store.Keep(t.Context(), Click{ID: id, Ticket: int64(11 + i), Waited: true}, b.clock.now().Add(retryLatest)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if left := ask(Click{ID: b.start(b.link(nil))}); left < 4*time.Second {
 		t.Errorf("a newcomer is told %s, ahead of who waited", left)
 	}
-	if left := ask(Click{ID: clicks[4], Ticket: 15}); left < 3*time.Second || left > 5*time.Second {
+	if left := ask(Click{ID: clicks[4], Ticket: 15, Waited: true}); left < 3*time.Second || left > 5*time.Second {
 		t.Errorf("the last of those who waited is told %s", left)
 	}
-	if left := ask(Click{ID: clicks[0], Ticket: 11}); left != 0 {
+	if left := ask(Click{ID: clicks[0], Ticket: 11, Waited: true}); left != 0 {
 		t.Errorf("the first of them is told %s", left)
 	}
 }
@@ -361,5 +361,104 @@ func TestDeadSessionAfterBeingSpared(t *testing.T) {
 	if n := len(b.sim.Sessions()); n != 2 {
 		t.Errorf("%d sessions at Stripe", n)
 	}
+	b.checkBooks()
+}
+
+// What one replica has written of a call is not undone by another one that was spared, and read the
+// click before.
+func TestKeepLeavesAnothersCall(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := quick
+	p.spared = time.Hour
+	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
+	b.click.Stripe = b.stripe
+	l := b.link(func(l *Link) { l.ExpiresAt, l.MaxSessions = l.CreatedAt.Add(24*time.Hour), 1 })
+	b.busy("", time.Hour)
+	place, _ := b.post(l).place(t)
+	b.busy("", 0)
+	stale, err := b.store.OpenClick(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asks := stale
+	if left, err := b.budget.Wait(t.Context(), "", &asks); left != 0 || err != nil {
+		t.Fatal(left, err)
+	}
+	if _, err := b.stripe.CreateSession(t.Context(), l, stale.ID); err != nil { // and its process dies
+		t.Fatal(err)
+	}
+	if err := b.store.Keep(t.Context(), stale, b.clock.now().Add(retryLatest)); err != nil {
+		t.Fatal(err)
+	}
+	b.stripe.breaker.Open()
+	place = b.comeBackFor(7*time.Minute, place)
+	b.stripe.breaker.Close()
+	b.wantLive(b.do("GET", place))
+	b.checkBooks()
+}
+
+// A second tap on another replica that asks the line before the first one does costs nobody the place.
+func TestTwoTapsInLine(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(func(l *Link) { l.ExpiresAt, l.MaxSessions = l.CreatedAt.Add(24*time.Hour), 1 })
+	b.busy("", 10*time.Minute)
+	first := Click{ID: b.start(l)}
+	second, err := b.store.OpenClick(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, click := range []*Click{&second, &first} {
+		if left, err := b.budget.Wait(t.Context(), "", click); left < 9*time.Minute || err != nil {
+			t.Fatal(left, err)
+		}
+	}
+	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.ID, first.ID, b.clock.now().Add(placeLife))
+	place = b.comeBackFor(5*time.Minute, place)
+	b.busy("", 0)
+	b.wantLive(b.do("GET", place))
+	if got := b.kinds(l); got != "click.started session.created" {
+		t.Errorf("audit %s", got)
+	}
+	b.checkBooks()
+}
+
+// A slot is not used where its click's row could not tell of it.
+func TestNoSlotWithoutItsMark(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	b.busy("", time.Hour)
+	b.post(l).want(t, 200, pageWaiting)
+	b.busy("", 0)
+	click, err := b.store.OpenClick(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := b.hold(`SELECT FROM clicks WHERE id = $1`, click.ID)
+	held := click
+	left, err := b.budget.Wait(t.Context(), "", &held)
+	release()
+	if left == 0 || err != nil {
+		t.Errorf("%s, %v", left, err)
+	}
+	if left, err := b.budget.Wait(t.Context(), "", &click); left != 0 || err != nil || click.marked.IsZero() {
+		t.Errorf("%s, %v, marked %s", left, err, click.marked)
+	}
+}
+
+// A return to an overdue click whose row is held asks a few times, not without end.
+func TestOverdueClickThatIsHeld(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	id := b.start(l)
+	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.ID, id, b.clock.now().Add(placeLife))
+	b.clock.advance(clickLife)
+	release := b.hold(`SELECT FROM clicks WHERE id = $1`, id)
+	b.do("GET", place).want(t, 503, pageTryAgain)
+	release()
+	b.wantLive(b.do("GET", place))
 	b.checkBooks()
 }
