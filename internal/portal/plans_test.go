@@ -26,7 +26,7 @@ func TestClicksFindRowsByKeys(t *testing.T) {
 	b.post(limited).want(t, 410, pageUsedUp)
 	b.busy("", time.Minute)
 	place, _ := b.post(renewed).place(t)
-	b.post(renewed).want(t, 200, pageWaiting) // joins the open click
+	b.post(renewed).want(t, 200, pageWaiting)                                                                                 // joins the open click
 	if _, err := b.owner.Exec(t.Context(), `UPDATE stripe_budget SET slot_at = slot_at - interval '2 minutes'`); err != nil { // a pause
 		t.Fatal(err)
 	}
