@@ -25,6 +25,14 @@ func (b *bundle) busy(account string, d time.Duration) {
 	}
 }
 
+// spareForAnHour gives the server a client whose breaker, once open, stays so for an hour.
+func (b *bundle) spareForAnHour() {
+	p := quick
+	p.spared = time.Hour
+	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
+	b.click.Stripe = b.stripe
+}
+
 // place reads the URL to which a page comes back by itself.
 func (r reply) place(t testing.TB) (path string, seconds int) {
 	t.Helper()
@@ -304,10 +312,7 @@ func TestStripeIsSpared(t *testing.T) {
 func TestSparedAfterTheClickBegan(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p := quick
-	p.spared = time.Hour
-	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
-	b.click.Stripe = b.stripe
+	b.spareForAnHour()
 	l := b.link(maxSessions(1))
 	b.busy("", time.Minute)
 	place, _ := b.post(l).place(t)

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-
-	"latchkey/internal/stripesim"
 )
 
 // replica is another process on the same database.
@@ -150,10 +148,7 @@ func TestDeadSessionsAreNotGivenOut(t *testing.T) {
 		t.Run(about, func(t *testing.T) {
 			t.Parallel()
 			b := setup(t)
-			p := quick
-			p.spared = time.Hour
-			b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
-			b.click.Stripe = b.stripe
+			b.spareForAnHour()
 			l := b.link(func(l *Link) { l.ExpiresAt, l.MaxSessions = l.CreatedAt.Add(24*time.Hour), 1 })
 			b.commits.Script(fine, fine, failed, failed, failed)
 			r := b.post(l)
@@ -210,10 +205,7 @@ func TestReturnAfterTheWorkerWasLost(t *testing.T) {
 func TestSparedInLine(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p := quick
-	p.spared = time.Hour
-	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
-	b.click.Stripe = b.stripe
+	b.spareForAnHour()
 	l, left := b.link(nil), b.link(nil)
 	b.busy("", 10*time.Minute)
 	place, _ := b.post(l).place(t)
@@ -342,10 +334,7 @@ func TestForgedTokensWithoutEnd(t *testing.T) {
 func TestDeadSessionAfterBeingSpared(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p := quick
-	p.spared = time.Hour
-	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
-	b.click.Stripe = b.stripe
+	b.spareForAnHour()
 	l := b.link(nil)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit()
@@ -369,10 +358,7 @@ func TestDeadSessionAfterBeingSpared(t *testing.T) {
 func TestKeepLeavesAnothersCall(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	p := quick
-	p.spared = time.Hour
-	b.stripe = b.newStripe(StripeConfig{Key: stripesim.TestKey}, p)
-	b.click.Stripe = b.stripe
+	b.spareForAnHour()
 	l := b.link(func(l *Link) { l.ExpiresAt, l.MaxSessions = l.CreatedAt.Add(24*time.Hour), 1 })
 	b.busy("", time.Hour)
 	place, _ := b.post(l).place(t)
