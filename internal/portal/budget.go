@@ -52,9 +52,9 @@ type take struct {
 	account string
 	click   Click // of a turn
 	ask     ask
-	turn    turn // the answer to askTurn; slot false = no slot to askRetry
-	marked  time.Time
-	err     error // of its account alone
+	turn    turn      // the answer to askTurn; slot false = no slot to askRetry
+	marked  time.Time // asked_at as the slot has set it; zero = it did not
+	err     error     // of its account alone
 }
 
 type ask int

@@ -58,7 +58,7 @@ func (l *line) rateAt(now time.Time, rate float64) float64 {
 	if l.loweredTo == 0 {
 		return rate
 	}
-	return min(rate, l.loweredTo+rate*max(0, now.Sub(l.loweredAt).Seconds())/raiseTime.Seconds())
+	return min(rate, l.loweredTo+rate*now.Sub(l.loweredAt).Seconds()/raiseTime.Seconds())
 }
 
 // take gives a slot or a place in the line; ticket is 0 for who has none.
