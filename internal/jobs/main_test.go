@@ -130,6 +130,12 @@ func (w *world) newIssuer(pool *pgxpool.Pool) *Issuer {
 	return &Issuer{Pool: pool, Keys: w.keys, BaseURL: testBaseURL, Rules: testRules(), Publish: w.river.Publish, Now: time.Now}
 }
 
+// open writes that somebody looked at a link.
+func (w *world) open(link *portal.Link, v *portal.Visitor) error {
+	_, err := w.store.Open(w.ctx, link.ID, func(*portal.Link) map[string]any { return map[string]any{"verdict": "person"} }, v)
+	return err
+}
+
 // startRiver works jobs until the test ends.
 func (w *world) startRiver() {
 	w.t.Helper()

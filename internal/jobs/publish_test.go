@@ -25,7 +25,7 @@ func (w *world) everythingHappens() *portal.Link {
 	w.issue([]byte(contractRequest)) // a duplicate
 	must(w.t, w.issuer.Issue(w.ctx, []*Item{newTestItem([]byte("no JSON"))}))
 	visitor := &portal.Visitor{IP: netip.MustParseAddr("203.0.113.7"), UserAgent: "Mail/1.0"}
-	must(w.t, w.store.Opened(w.ctx, link, map[string]any{"verdict": "person"}, visitor))
+	must(w.t, w.open(link, visitor))
 	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_2"}} {
 		click := uuid.New()
 		must(w.t, w.store.StartClick(w.ctx, link, click, nil, visitor))
@@ -159,7 +159,7 @@ func TestPublishWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
 	link := w.issue(request("r1"))
-	must(t, w.store.Opened(w.ctx, link, map[string]any{"verdict": "person"}, nil))
+	must(t, w.open(link, nil))
 	keys, err := portal.ParseKeys(portal.FormatKey(9, [32]byte{9}))
 	must(t, err)
 	right := w.keys

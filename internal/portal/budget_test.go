@@ -323,7 +323,7 @@ func TestSparedAfterTheClickBegan(t *testing.T) {
 	b.busy("", 0)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit() // somebody else is trying, since this one looked
-	a := b.click.serve(t.Context(), &visit{link: l, token: b.token(l)}, click)
+	a := b.click.serve(t.Context(), &visit{id: l.ID, link: l, token: b.token(l)}, click)
 	if a.page != pageTryAgain {
 		t.Errorf("page %v", a.page)
 	}
@@ -428,7 +428,10 @@ func TestGroupServesApartWhatTheDatabaseRefuses(t *testing.T) {
 	}
 	errs := make(chan error)
 	open := func(detail string) {
-		go func() { errs <- b.store.Opened(t.Context(), l, map[string]any{"x": detail}, nil) }()
+		go func() {
+			_, err := b.store.Open(t.Context(), l.ID, func(*Link) map[string]any { return map[string]any{"x": detail} }, nil)
+			errs <- err
+		}()
 	}
 	open("first") // keeps the worker busy, so the next rows wait for each other
 	<-held
@@ -436,9 +439,9 @@ func TestGroupServesApartWhatTheDatabaseRefuses(t *testing.T) {
 		open(detail)
 	}
 	for {
-		b.store.appends.mu.Lock()
-		n := len(b.store.appends.waiting)
-		b.store.appends.mu.Unlock()
+		b.store.opens.mu.Lock()
+		n := len(b.store.opens.waiting)
+		b.store.opens.mu.Unlock()
 		if n == 3 {
 			break
 		}

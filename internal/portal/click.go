@@ -152,7 +152,8 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // visit is one request that came with a valid token.
 type visit struct {
 	r       *http.Request
-	link    *Link
+	id      uuid.UUID // of the link
+	link    *Link     // nil until it is read
 	token   string
 	visitor *Visitor
 	end     time.Time // of the place that it came back to; zero = none
@@ -188,34 +189,42 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), hold+stripeDeadline+2*storeTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.Abort, cancel)()
-	v := &visit{r: r, token: token, visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
-	switch v.link, err = s.Store.Link(ctx, id); {
-	case errors.Is(err, ErrNoLink):
-		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", id)
-		return answer{page: pageNotFound}
-	case err != nil:
-		v.link = &Link{ID: id}
-		return s.databaseAway(v, uuid.Nil, err)
-	}
+	v := &visit{r: r, id: id, token: token, visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
 	a := s.act(ctx, v, rest[len(token):])
-	a.locale = v.link.Locale
+	if v.link != nil {
+		a.locale = v.link.Locale
+	}
 	return a
 }
 
 // act does what the method and the path behind the token ask for. Anything else there is what a
 // mail gateway appended.
 func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
-	if v.r.Method == http.MethodPost {
-		if after, ok := strings.CutPrefix(rest, "/renew"); ok && leadingToken(after) == "" {
-			return s.renew(ctx, v)
-		}
-		return s.press(ctx, v)
+	click, end, back := s.place(v.r, rest, v.id)
+	if v.r.Method != http.MethodPost && !back {
+		return s.look(ctx, v)
 	}
-	if click, end, ok := s.place(v.r, rest, v.link.ID); ok {
+	var err error
+	if v.link, err = s.Store.Link(ctx, v.id); err != nil {
+		return s.unread(v, err)
+	}
+	if back {
 		v.end = end
 		return s.comeBack(ctx, v, click)
 	}
-	return s.look(ctx, v)
+	if after, ok := strings.CutPrefix(rest, "/renew"); ok && leadingToken(after) == "" {
+		return s.renew(ctx, v)
+	}
+	return s.press(ctx, v)
+}
+
+// unread answers where there is no link to answer by.
+func (s *ClickServer) unread(v *visit, err error) answer {
+	if errors.Is(err, ErrNoLink) {
+		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", v.id)
+		return answer{page: pageNotFound}
+	}
+	return s.databaseAway(v, uuid.Nil, err)
 }
 
 // place is the place in the line that a GET comes back to, of which rest is the path behind the
@@ -231,13 +240,22 @@ func (s *ClickServer) place(r *http.Request, rest string, link uuid.UUID) (click
 
 // look answers GET and HEAD: it changes nothing but the audit.
 func (s *ClickServer) look(ctx context.Context, v *visit) answer {
-	state := v.link.StateAt(s.Store.Now())
-	verdict := s.Detector.Look(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now())
-	s.verdicts.WithLabelValues(verdict.Verdict).Inc()
-	detail := map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": v.r.Method, "state": state}
-	if err := s.Store.Opened(ctx, v.link, detail, v.visitor); err != nil {
-		return s.databaseAway(v, uuid.Nil, err)
+	seen := s.Detector.See(v.r, v.visitor.IP, v.id)
+	method, now := v.r.Method, s.Store.Now()
+	var verdict Verdict
+	var state State
+	link, err := s.Store.Open(ctx, v.id, func(l *Link) map[string]any {
+		if verdict.Verdict == "" { // once, or it would count as two links opened
+			verdict = s.Detector.Look(seen, l.Campaign, now)
+		}
+		state = l.StateAt(now)
+		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": method, "state": state}
+	}, v.visitor)
+	if err != nil {
+		return s.unread(v, err)
 	}
+	v.link = link
+	s.verdicts.WithLabelValues(verdict.Verdict).Inc()
 	if state != StateLive {
 		return s.gone(v, state)
 	}
@@ -247,7 +265,7 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 // press answers POST. Presses of one link at the same time share one session: in this process by
 // waiting for the same answer, and across processes by joining the click that is open.
 func (s *ClickServer) press(ctx context.Context, v *visit) answer {
-	verdict := s.Detector.Press(v.r, v.visitor.IP, v.link.ID, v.link.Campaign, s.Store.Now())
+	verdict := s.Detector.Press(s.Detector.See(v.r, v.visitor.IP, v.id), v.link.Campaign, s.Store.Now())
 	detail := map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
 	if state := v.link.StateAt(s.Store.Now()); state != StateLive {
 		return s.deny(ctx, v, state, detail)
@@ -271,7 +289,7 @@ func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]
 		click  uuid.UUID
 	}
 	acted := false
-	got, _, _ := s.presses.Do(v.link.ID.String(), func() (any, error) {
+	got, _, _ := s.presses.Do(v.id.String(), func() (any, error) {
 		acted = true
 		a, click := act()
 		return result{a, click}, nil
@@ -319,7 +337,7 @@ func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail 
 		if !errors.Is(err, ErrDenied) {
 			return s.databaseAway(v, id, err), uuid.Nil
 		}
-		now, err := s.Store.Link(ctx, v.link.ID)
+		now, err := s.Store.Link(ctx, v.id)
 		if err != nil {
 			return s.databaseAway(v, id, err), uuid.Nil
 		}
@@ -351,7 +369,7 @@ func (s *ClickServer) serve(ctx context.Context, v *visit, click Click) answer {
 		s.clicks.WithLabelValues("waiting").Inc()
 		return s.waiting(v, click.ID, left)
 	}
-	log := s.Log.With("link_id", v.link.ID, "request_id", v.link.RequestID, "click_id", click.ID)
+	log := s.Log.With("link_id", v.id, "request_id", v.link.RequestID, "click_id", click.ID)
 	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
 	if errors.Is(err, ErrSpared) { // it was not asked, so the click may stay open
 		s.clicks.WithLabelValues("spared").Inc()
@@ -419,7 +437,7 @@ func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, cl
 // deny writes click.denied and says why on a page of its own. A second tap on a link whose last use
 // the first one has spent gets the session of the first.
 func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
-	if state == StateUsedUp && s.Limits.Replay(v.link.ID, s.Store.Now()) {
+	if state == StateUsedUp && s.Limits.Replay(v.id, s.Store.Now()) {
 		click, err := s.Store.CreatedSince(ctx, v.link, s.Store.Now().Add(-replayed))
 		if err == nil {
 			err = s.share(ctx, v, click.ID, detail)
@@ -449,12 +467,12 @@ func (s *ClickServer) gone(v *visit, state State) answer {
 // renew answers alike whatever became of the address, so that nobody learns it. Only where nothing
 // could be written it says so, and the page comes back to the link.
 func (s *ClickServer) renew(ctx context.Context, v *visit) answer {
-	renewed, err := s.Renew(ctx, v.link.ID, v.visitor)
+	renewed, err := s.Renew(ctx, v.id, v.visitor)
 	if err != nil {
-		s.Log.Error("an expired link could not be renewed; its owner was told to try again", "link_id", v.link.ID, "error", err)
+		s.Log.Error("an expired link could not be renewed; its owner was told to try again", "link_id", v.id, "error", err)
 		return answer{page: pageTryAgain, token: v.token, retryAfter: 5, refresh: 5}
 	}
-	s.Log.Info("an expired link was asked for again", "link_id", v.link.ID, "renewed", renewed)
+	s.Log.Info("an expired link was asked for again", "link_id", v.id, "renewed", renewed)
 	return answer{page: pageRenewed}
 }
 
@@ -462,9 +480,9 @@ func (s *ClickServer) renew(ctx context.Context, v *visit) answer {
 // button was pressed, for its click.
 func (s *ClickServer) databaseAway(v *visit, click uuid.UUID, err error) answer {
 	if s.Abort.Err() != nil {
-		s.Log.Info("a click was cut because the process stops; its page comes back to another one", "link_id", v.link.ID)
+		s.Log.Info("a click was cut because the process stops; its page comes back to another one", "link_id", v.id)
 	} else {
-		s.Log.Error("the database did not serve a click", "link_id", v.link.ID, "error", err)
+		s.Log.Error("the database did not serve a click", "link_id", v.id, "error", err)
 	}
 	if v.r.Method == http.MethodPost {
 		s.clicks.WithLabelValues("database_away").Inc()

@@ -21,6 +21,7 @@ type Store struct {
 	Now     func() time.Time
 
 	links   group[*linkRead]
+	opens   group[*linkOpen]
 	appends group[AuditEvent]
 	starts  group[*clickStart]
 	ends    group[*clickEnd]
@@ -37,7 +38,8 @@ func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *St
 	const most = 256 // rows of a transaction
 	// One worker each but where a caller does two in a row: the larger the groups, the better.
 	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
-	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most, enough: 48}
+	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 24}
+	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most}
 	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
 	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most}
 	return s
@@ -108,23 +110,69 @@ func (s *Store) readLinks(ctx context.Context, reads []*linkRead) error {
 	for i, r := range reads {
 		ids[i] = r.id
 	}
-	links, err := LoadLinks(ctx, s.Pool, `id = ANY($1)`, ids)
+	links, err := loadByID(ctx, s.Pool, ids)
 	if err != nil {
 		return err
+	}
+	for _, r := range reads {
+		r.link = links[r.id]
+	}
+	return nil
+}
+
+func loadByID(ctx context.Context, db Querier, ids [][16]byte) (map[uuid.UUID]*Link, error) {
+	links, err := LoadLinks(ctx, db, `id = ANY($1)`, ids)
+	if err != nil {
+		return nil, err
 	}
 	byID := make(map[uuid.UUID]*Link, len(links))
 	for _, l := range links {
 		byID[l.ID] = l
 	}
-	for _, r := range reads {
-		r.link = byID[r.id]
-	}
-	return nil
+	return byID, nil
 }
 
-// Opened appends link.opened and its publish job.
-func (s *Store) Opened(ctx context.Context, link *Link, detail map[string]any, v *Visitor) error {
-	return s.appends.do(ctx, AuditEvent{Kind: LinkOpened, At: s.Now(), LinkID: link.ID, RequestID: link.RequestID, Detail: detail, Visitor: v})
+// linkOpen is one call of Open.
+type linkOpen struct {
+	id      uuid.UUID
+	look    func(*Link) map[string]any
+	visitor *Visitor
+	link    *Link
+}
+
+// Open reads a link by its id and appends link.opened, with the detail that look finds, and its
+// publish job: all in one transaction. It returns ErrNoLink where there is none. look may be called
+// more than once, and after Open has returned an error; those that share a transaction wait for it.
+func (s *Store) Open(ctx context.Context, id uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
+	open := &linkOpen{id: id, look: look, visitor: v}
+	if err := s.opens.do(ctx, open); err != nil {
+		return nil, err
+	}
+	if open.link == nil {
+		return nil, ErrNoLink
+	}
+	return open.link, nil
+}
+
+func (s *Store) openLinks(ctx context.Context, opens []*linkOpen) error {
+	ids := make([][16]byte, len(opens))
+	for i, o := range opens {
+		ids[i] = o.id
+	}
+	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+		links, err := loadByID(ctx, tx, ids)
+		if err != nil {
+			return err
+		}
+		now := s.Now()
+		events := make([]AuditEvent, 0, len(opens))
+		for _, o := range opens {
+			if o.link = links[o.id]; o.link != nil {
+				events = append(events, AuditEvent{Kind: LinkOpened, At: now, LinkID: o.id, RequestID: o.link.RequestID, Detail: o.look(o.link), Visitor: o.visitor})
+			}
+		}
+		return s.appendAll(ctx, tx, events)
+	})
 }
 
 // Denied appends click.denied. click is the open click that the press was answered with, or

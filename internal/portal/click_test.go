@@ -404,7 +404,7 @@ func TestLinkChangesUnderTheClick(t *testing.T) {
 	if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
 		t.Fatal(err)
 	}
-	v := &visit{r: httptest.NewRequest("POST", "/", nil), link: l, token: b.token(l), visitor: &Visitor{IP: netip.IPv6Loopback()}}
+	v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, link: l, token: b.token(l), visitor: &Visitor{IP: netip.IPv6Loopback()}}
 	if got := b.click.press(t.Context(), v); got.page != pageRevoked {
 		t.Errorf("%+v", got)
 	}
@@ -417,7 +417,7 @@ func TestLinkChangesUnderTheClick(t *testing.T) {
 		}
 		return was()
 	}
-	v.link, v.token = short, b.token(short)
+	v.id, v.link, v.token = short.ID, short, b.token(short)
 	if got := b.click.press(t.Context(), v); got.page != pageExpired {
 		t.Errorf("%+v", got)
 	}

@@ -416,7 +416,7 @@ func TestServedByAnotherProcess(t *testing.T) {
 	}
 	fails := *l
 	fails.Session = []byte("?")
-	a := b.click.serve(t.Context(), &visit{link: &fails, token: b.token(l)}, Click{ID: click})
+	a := b.click.serve(t.Context(), &visit{id: l.ID, link: &fails, token: b.token(l)}, Click{ID: click})
 	if got, _, err := b.keys.VerifyPlace(a.place, l.ID, b.clock.now()); a.page != pageTryAgain || err != nil || got != click {
 		t.Errorf("page %v for click %s (%v), want a return for %s", a.page, got, err, click)
 	}

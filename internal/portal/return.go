@@ -28,7 +28,7 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID, detail) })
 	case err != nil:
 		return s.databaseAway(v, id, err)
-	case s.justCreated(click) && s.Limits.Replay(v.link.ID, s.Store.Now()):
+	case s.justCreated(click) && s.Limits.Replay(v.id, s.Store.Now()):
 		if err := s.share(ctx, v, click.ID, map[string]any{"returned": true}); err != nil {
 			return s.databaseAway(v, click.ID, err)
 		}
@@ -91,7 +91,7 @@ func (s *ClickServer) again(ctx context.Context, v *visit, click Click) answer {
 	}
 	session, err := s.Stripe.CreateSession(ctx, v.link, click.ID)
 	if err != nil { // it comes back until the minute is over, and then sees the link as it is
-		s.Log.Warn("a session that was made could not be given out again", "link_id", v.link.ID, "click_id", click.ID, "code", classify(err).Code)
+		s.Log.Warn("a session that was made could not be given out again", "link_id", v.id, "click_id", click.ID, "code", classify(err).Code)
 		return s.tryAgain(v, click.ID)
 	}
 	return answer{location: session.URL}
@@ -111,7 +111,7 @@ const (
 
 // waiting is the page of a person whose turn is further off than a request waits.
 func (s *ClickServer) waiting(v *visit, click uuid.UUID, left time.Duration) answer {
-	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, s.Store.Now().Add(placeLife)), wait: left, refresh: refreshAfter(left, rand.Float64())}
+	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.id, click, s.Store.Now().Add(placeLife)), wait: left, refresh: refreshAfter(left, rand.Float64())}
 }
 
 // refreshAfter is when a page comes back whose turn is left away, in whole seconds, which is all
@@ -132,5 +132,5 @@ func (s *ClickServer) tryAgain(v *visit, click uuid.UUID) answer {
 		end = s.Store.Now().Add(placeLife)
 	}
 	seconds := int((retryEarliest + rand.N(retryLatest-retryEarliest)).Seconds())
-	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.link.ID, click, end), retryAfter: seconds, refresh: seconds}
+	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.id, click, end), retryAfter: seconds, refresh: seconds}
 }

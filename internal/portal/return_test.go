@@ -221,7 +221,7 @@ func TestSparedInLine(t *testing.T) {
 	b.busy("", 0)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit()
-	a := b.click.serve(t.Context(), &visit{link: left, token: b.token(left)}, Click{ID: b.start(left)})
+	a := b.click.serve(t.Context(), &visit{id: left.ID, link: left, token: b.token(left)}, Click{ID: b.start(left)})
 	if a.page != pageTryAgain {
 		t.Errorf("page %v", a.page)
 	}
@@ -338,7 +338,7 @@ func TestDeadSessionAfterBeingSpared(t *testing.T) {
 	l := b.link(nil)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit()
-	a := b.click.serve(t.Context(), &visit{link: l, token: b.token(l)}, Click{ID: b.start(l)})
+	a := b.click.serve(t.Context(), &visit{id: l.ID, link: l, token: b.token(l)}, Click{ID: b.start(l)})
 	b.stripe.breaker.Close()
 	place := "/l/" + b.token(l) + "/wait/" + a.place
 	b.commits.Script(fine, failed, failed, failed)

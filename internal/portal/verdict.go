@@ -100,31 +100,51 @@ func NewDetector() *Detector {
 	}
 }
 
-// Look judges GET and HEAD. An empty campaign is one like any other: that of links without one.
-func (d *Detector) Look(r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) Verdict {
-	signals := d.ofRequest(r)
-	if r.Method == http.MethodHead {
-		signals = append(signals, "head")
+// Seen is what one request shows by itself. It is made on the request's own goroutine, since it is
+// read from a stranger's bytes; the verdict, which needs the link's campaign too, is not.
+type Seen struct {
+	method  string
+	page    uint64 // hash of the address and the link
+	link    uint64 // hash of the link
+	network [16]byte
+	proxy   bool // the address is one that many share
+	ownForm bool // the browser says that it sends our own page's form
+	signals []string
+}
+
+// See looks at a request.
+func (d *Detector) See(r *http.Request, ip netip.Addr, link uuid.UUID) Seen {
+	n := network(ip)
+	return Seen{
+		method:  r.Method,
+		page:    maphash.Comparable(d.seed, shown{n, link}),
+		link:    maphash.Comparable(d.seed, link),
+		network: n,
+		proxy:   sharedByMany(ip) && r.Header.Get("X-Forwarded-For") != "",
+		ownForm: r.Header.Get("Sec-Fetch-Site") == "same-origin",
+		signals: d.ofRequest(r),
 	}
-	page := maphash.Comparable(d.seed, shown{network(ip), link})
+}
+
+// Look judges GET and HEAD. An empty campaign is one like any other: that of links without one.
+func (d *Detector) Look(seen Seen, campaign string, now time.Time) Verdict {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if r.Method == http.MethodGet {
-		d.pages.put(page, struct{}{}, now)
+	if seen.method == http.MethodGet {
+		d.pages.put(seen.page, struct{}{}, now)
 	}
-	return judge(d.ofBurst(signals, r, ip, link, campaign, now))
+	return judge(d.ofBurst(seen.signals, seen, campaign, now))
 }
 
 // Press judges POST.
-func (d *Detector) Press(r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) Verdict {
-	signals := d.ofRequest(r)
-	page := maphash.Comparable(d.seed, shown{network(ip), link})
+func (d *Detector) Press(seen Seen, campaign string, now time.Time) Verdict {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := d.pages.get(page); !ok && r.Header.Get("Sec-Fetch-Site") != "same-origin" {
+	signals := seen.signals
+	if _, ok := d.pages.get(seen.page); !ok && !seen.ownForm {
 		signals = append(signals, "no_page")
 	}
-	return judge(d.ofBurst(signals, r, ip, link, campaign, now))
+	return judge(d.ofBurst(signals, seen, campaign, now))
 }
 
 type shown struct {
@@ -150,6 +170,9 @@ func judge(signals []string) Verdict {
 // ofRequest returns the signals of the request by itself.
 func (d *Detector) ofRequest(r *http.Request) []string {
 	signals := []string{} // not nil: it stands in JSON
+	if r.Method == http.MethodHead {
+		signals = append(signals, "head")
+	}
 	if isPrefetch(r) {
 		signals = append(signals, "prefetch")
 	}
@@ -182,13 +205,13 @@ func isPrefetch(r *http.Request) bool {
 
 // ofBurst notes that a link was opened and adds what that makes of its address. An address that is
 // a proxy's has everybody's links behind it and tells nothing.
-func (d *Detector) ofBurst(signals []string, r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) []string {
-	if sharedByMany(ip) && r.Header.Get("X-Forwarded-For") != "" {
+func (d *Detector) ofBurst(signals []string, seen Seen, campaign string, now time.Time) []string {
+	if seen.proxy {
 		return signals
 	}
-	key := maphash.Comparable(d.seed, opener{network(ip), campaign})
+	key := maphash.Comparable(d.seed, opener{seen.network, campaign})
 	opened, _ := d.bursts.get(key)
-	n := opened.add(maphash.Comparable(d.seed, link), now.UnixNano())
+	n := opened.add(seen.link, now.UnixNano())
 	d.bursts.put(key, opened, now)
 	switch {
 	case n >= massLinks:

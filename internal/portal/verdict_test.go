@@ -39,8 +39,16 @@ func visitBy(method, agent string, header ...string) *http.Request {
 // newDetector is one that fetch metadata has reached.
 func newDetector() *Detector {
 	d := NewDetector()
-	d.Look(visitBy("GET", agentChrome, navigation...), netip.MustParseAddr("192.0.2.1"), testLink(0), "", limitsNow)
+	d.look(visitBy("GET", agentChrome, navigation...), netip.MustParseAddr("192.0.2.1"), testLink(0), "", limitsNow)
 	return d
+}
+
+func (d *Detector) look(r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) Verdict {
+	return d.Look(d.See(r, ip, link), campaign, now)
+}
+
+func (d *Detector) press(r *http.Request, ip netip.Addr, link uuid.UUID, campaign string, now time.Time) Verdict {
+	return d.Press(d.See(r, ip, link), campaign, now)
 }
 
 func (v Verdict) want(t *testing.T, about, verdict string, signals ...string) {
@@ -80,7 +88,7 @@ func TestLook(t *testing.T) {
 		{"a preview that poses as a browser", visitBy("GET", agentChrome+" BingPreview/1.0b", navigation...), "scanner", []string{"agent"}},
 		{"no agent", visitBy("GET", "  "), "scanner", []string{"agent"}},
 	} {
-		newDetector().Look(c.r, netip.MustParseAddr("203.0.113.9"), testLink(1), "", limitsNow).want(t, c.about, c.verdict, c.signals...)
+		newDetector().look(c.r, netip.MustParseAddr("203.0.113.9"), testLink(1), "", limitsNow).want(t, c.about, c.verdict, c.signals...)
 	}
 }
 
@@ -89,18 +97,18 @@ func TestMetadataThatNeverArrives(t *testing.T) {
 	t.Parallel()
 	d := NewDetector()
 	ip := netip.MustParseAddr("203.0.113.9")
-	d.Look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "before any", "person")
-	d.Look(visitBy("GET", agentChrome, "Sec-Fetch-Mode", "cors"), ip, testLink(1), "", limitsNow).want(t, "a script", "scanner", "no_navigation")
-	d.Look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "before any navigation", "person")
-	d.Look(visitBy("GET", agentChrome, navigation...), ip, testLink(1), "", limitsNow).want(t, "with it", "person")
-	d.Look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "after it", "person", "no_fetch_metadata")
+	d.look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "before any", "person")
+	d.look(visitBy("GET", agentChrome, "Sec-Fetch-Mode", "cors"), ip, testLink(1), "", limitsNow).want(t, "a script", "scanner", "no_navigation")
+	d.look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "before any navigation", "person")
+	d.look(visitBy("GET", agentChrome, navigation...), ip, testLink(1), "", limitsNow).want(t, "with it", "person")
+	d.look(visitBy("GET", agentChrome), ip, testLink(1), "", limitsNow).want(t, "after it", "person", "no_fetch_metadata")
 }
 
 func TestBurst(t *testing.T) {
 	t.Parallel()
 	ip := netip.MustParseAddr("203.0.113.9")
 	look := func(d *Detector, ip netip.Addr, link int, campaign string, after time.Duration) Verdict {
-		return d.Look(visitBy("GET", agentOld), ip, testLink(link), campaign, limitsNow.Add(after))
+		return d.look(visitBy("GET", agentOld), ip, testLink(link), campaign, limitsNow.Add(after))
 	}
 	d := newDetector()
 	for n := 1; n <= 20; n++ {
@@ -127,9 +135,9 @@ func TestBurst(t *testing.T) {
 		look(d, ip, n, "slow", time.Duration(n)*6*time.Second).want(t, "a link each six seconds", "person")
 	}
 	d = newDetector()
-	d.Look(visitBy("GET", agentOld), ip, testLink(1), "", limitsNow)
-	d.Look(visitBy("GET", agentChrome), ip, testLink(2), "", limitsNow).want(t, "two links and no metadata", "person", "no_fetch_metadata")
-	d.Look(visitBy("GET", agentChrome), ip, testLink(3), "", limitsNow).want(t, "both", "scanner", "burst", "no_fetch_metadata")
+	d.look(visitBy("GET", agentOld), ip, testLink(1), "", limitsNow)
+	d.look(visitBy("GET", agentChrome), ip, testLink(2), "", limitsNow).want(t, "two links and no metadata", "person", "no_fetch_metadata")
+	d.look(visitBy("GET", agentChrome), ip, testLink(3), "", limitsNow).want(t, "both", "scanner", "burst", "no_fetch_metadata")
 
 	d = newDetector()
 	for n := range 10 { // addresses of one /64
@@ -140,7 +148,7 @@ func TestBurst(t *testing.T) {
 	}
 	for n := range 100 {
 		r := visitBy("GET", agentOld, "X-Forwarded-For", "203.0.113.1")
-		d.Look(r, netip.MustParseAddr("10.0.0.1"), testLink(n), "", limitsNow).want(t, "a proxy's address", "person")
+		d.look(r, netip.MustParseAddr("10.0.0.1"), testLink(n), "", limitsNow).want(t, "a proxy's address", "person")
 	}
 }
 
@@ -148,7 +156,7 @@ func TestPress(t *testing.T) {
 	t.Parallel()
 	ip, link := netip.MustParseAddr("203.0.113.9"), testLink(1)
 	press := func(d *Detector, agent string, header ...string) Verdict {
-		return d.Press(visitBy("POST", agent, header...), ip, link, "", limitsNow.Add(time.Hour))
+		return d.press(visitBy("POST", agent, header...), ip, link, "", limitsNow.Add(time.Hour))
 	}
 	press(newDetector(), agentChrome, ownForm...).want(t, "our form, page from another replica", "person")
 	press(newDetector(), agentOld).want(t, "an old phone, page from another replica", "person", "no_page")
@@ -157,12 +165,12 @@ func TestPress(t *testing.T) {
 	press(newDetector(), "python-requests/2.32.3").want(t, "a program", "scanner", "agent", "no_page")
 
 	d := newDetector()
-	d.Look(visitBy("HEAD", agentOld), ip, link, "", limitsNow)
+	d.look(visitBy("HEAD", agentOld), ip, link, "", limitsNow)
 	press(d, agentOld).want(t, "HEAD shows no page", "person", "no_page")
-	d.Look(visitBy("GET", agentOld), ip, link, "", limitsNow)
+	d.look(visitBy("GET", agentOld), ip, link, "", limitsNow)
 	press(d, agentOld).want(t, "an old phone that saw the page", "person")
-	d.Press(visitBy("POST", agentOld), ip, testLink(2), "", limitsNow).want(t, "another link", "person", "no_page")
-	d.Press(visitBy("POST", agentOld), netip.MustParseAddr("203.0.113.8"), link, "", limitsNow).want(t, "another address", "person", "no_page")
+	d.press(visitBy("POST", agentOld), ip, testLink(2), "", limitsNow).want(t, "another link", "person", "no_page")
+	d.press(visitBy("POST", agentOld), netip.MustParseAddr("203.0.113.8"), link, "", limitsNow).want(t, "another address", "person", "no_page")
 }
 
 // What is judged must not be spelled out: the signals stand in the audit, which holds no visitor's data.
@@ -172,7 +180,7 @@ func TestSignalsHoldNothingOfTheRequest(t *testing.T) {
 	d := newDetector()
 	for n := range 20 {
 		r := visitBy("HEAD", "curl/secret", "Sec-Purpose", "prefetch secret", "Sec-Fetch-Mode", "secret", "Sec-Fetch-Dest", "secret")
-		v := d.Press(r, netip.MustParseAddr("203.0.113.9"), testLink(n), "secret", limitsNow)
+		v := d.press(r, netip.MustParseAddr("203.0.113.9"), testLink(n), "secret", limitsNow)
 		for _, s := range v.Signals {
 			if !slices.Contains(known, s) {
 				t.Errorf("unknown signal %q", s)
@@ -182,7 +190,7 @@ func TestSignalsHoldNothingOfTheRequest(t *testing.T) {
 			t.Errorf("%v", v)
 		}
 	}
-	if out, err := json.Marshal(newDetector().Look(visitBy("GET", agentOld), netip.Addr{}, uuid.Nil, "", limitsNow).Signals); err != nil || string(out) != "[]" {
+	if out, err := json.Marshal(newDetector().look(visitBy("GET", agentOld), netip.Addr{}, uuid.Nil, "", limitsNow).Signals); err != nil || string(out) != "[]" {
 		t.Errorf("no signals are %s in JSON, %v", out, err)
 	}
 }
@@ -193,7 +201,7 @@ func TestDetectorStaysBounded(t *testing.T) {
 	d := newDetector()
 	r := visitBy("GET", agentOld)
 	for n := range 200_000 {
-		d.Look(r, testIP(n), testLink(n), "", limitsNow)
+		d.look(r, testIP(n), testLink(n), "", limitsNow)
 	}
 	if n := d.pages.len(); n > 2*pageEntries {
 		t.Errorf("%d pages", n)
@@ -201,7 +209,7 @@ func TestDetectorStaysBounded(t *testing.T) {
 	if n := d.bursts.len(); n > 2*burstEntries {
 		t.Errorf("%d bursts", n)
 	}
-	d.Press(visitBy("POST", agentOld), testIP(199_999), testLink(199_999), "", limitsNow).want(t, "the last page", "person")
+	d.press(visitBy("POST", agentOld), testIP(199_999), testLink(199_999), "", limitsNow).want(t, "the last page", "person")
 }
 
 func TestAgents(t *testing.T) {
@@ -292,7 +300,7 @@ func FuzzVerdict(f *testing.F) {
 	d := newDetector()
 	f.Fuzz(func(t *testing.T, method, agent, mode, dest, purpose string) {
 		r := &http.Request{Method: method, Header: http.Header{"User-Agent": {agent}, "Sec-Fetch-Mode": {mode}, "Sec-Fetch-Dest": {dest}, "Sec-Purpose": {purpose}}}
-		for _, v := range []Verdict{d.Look(r, netip.Addr{}, uuid.Nil, agent, limitsNow), d.Press(r, testIP(1), uuid.Nil, mode, limitsNow)} {
+		for _, v := range []Verdict{d.look(r, netip.Addr{}, uuid.Nil, agent, limitsNow), d.press(r, testIP(1), uuid.Nil, mode, limitsNow)} {
 			if v.Verdict != person && v.Verdict != scanner || v.Signals == nil || !slices.IsSorted(v.Signals) || v.Verdict == person && len(v.Signals) > 1 {
 				t.Fatalf("%+v", v)
 			}
@@ -328,7 +336,7 @@ func BenchmarkLook(b *testing.B) {
 	n := 0
 	for b.Loop() {
 		n++
-		d.Look(r, testIP(n), testLink(n), "dunning-11", limitsNow)
+		d.look(r, testIP(n), testLink(n), "dunning-11", limitsNow)
 	}
 }
 
@@ -343,7 +351,7 @@ func BenchmarkDetectorMemory(b *testing.B) {
 		runtime.ReadMemStats(&after)
 		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/1e6, "MB-empty")
 		for n := range 2*pageEntries - 1 {
-			d.Look(r, testIP(n), testLink(n), "", limitsNow)
+			d.look(r, testIP(n), testLink(n), "", limitsNow)
 		}
 		runtime.GC()
 		runtime.ReadMemStats(&after)
