@@ -333,7 +333,7 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	if len(publish) == 0 {
 		return nil
 	}
-	return s.Publish(ctx, tx, publish...)
+	return s.Publish(ctx, tx, nil, publish...)
 }
 
 // IssuedData is the data of link.issued, and the answer to a synchronous create.

@@ -50,6 +50,7 @@ type publishWorker struct {
 	js      jetstream.JetStream
 	keys    *portal.Keyring
 	baseURL string
+	handed  *handover
 	metrics *metrics
 }
 
@@ -81,25 +82,9 @@ const publishSnooze = 3 * time.Second
 
 // events makes the events of rows; unmade is about rows whose event can't be made.
 func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade, err error) {
-	var rows []portal.EventRow
-	single := [][16]byte{} // repeats come one by one: one query for all of them
-	for _, r := range ranges {
-		if r.First == r.Last && len(ranges) > 1 {
-			single = append(single, r.First)
-			continue
-		}
-		got, err := portal.LoadEventRows(ctx, w.pool, `e.id BETWEEN $1 AND $2`, r.First, r.Last)
-		if err != nil {
-			return nil, nil, err
-		}
-		rows = append(rows, got...)
-	}
-	if len(single) > 0 {
-		got, err := portal.LoadEventRows(ctx, w.pool, `e.id = ANY($1)`, single)
-		if err != nil {
-			return nil, nil, err
-		}
-		rows = append(rows, got...)
+	rows, err := w.rows(ctx, ranges)
+	if err != nil {
+		return nil, nil, err
 	}
 	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
@@ -111,6 +96,35 @@ func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (ev
 		events = append(events, e)
 	}
 	return events, unmade, nil
+}
+
+// rows are those of a commit, as it handed them over or as they stand in the database.
+func (w *publishWorker) rows(ctx context.Context, ranges []portal.IDRange) (rows []portal.EventRow, err error) {
+	if len(ranges) == 1 {
+		if rows = w.handed.take(ranges[0]); rows != nil {
+			return rows, nil
+		}
+	}
+	single := [][16]byte{} // repeats come one by one: one query for all of them
+	for _, r := range ranges {
+		if r.First == r.Last && len(ranges) > 1 {
+			single = append(single, r.First)
+			continue
+		}
+		got, err := portal.LoadEventRows(ctx, w.pool, `e.id BETWEEN $1 AND $2`, r.First, r.Last)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, got...)
+	}
+	if len(single) > 0 {
+		got, err := portal.LoadEventRows(ctx, w.pool, `e.id = ANY($1)`, single)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, got...)
+	}
+	return rows, nil
 }
 
 // event makes a row's CloudEvent. A request that was published again has its link.issued

@@ -141,5 +141,5 @@ func (s *Issuer) appendRenewed(ctx context.Context, tx pgx.Tx, old *portal.Link,
 	if err := portal.InsertAudit(ctx, tx, []portal.AuditEvent{e}); err != nil {
 		return err
 	}
-	return s.Publish(ctx, tx, ids)
+	return s.Publish(ctx, tx, nil, ids)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -43,6 +44,8 @@ const sweepEvery = 15 * time.Second
 // River is the job queue: a client that inserts, and, after Start, works.
 type River struct {
 	client *river.Client[pgx.Tx]
+	handed *handover
+	works  atomic.Bool
 }
 
 // RiverConfig is what the jobs need.
@@ -59,10 +62,10 @@ type RiverConfig struct {
 
 // NewRiver makes the client. It works no job until Start.
 func NewRiver(cfg RiverConfig) (*River, error) {
-	r := &River{}
+	r := &River{handed: newHandover()}
 	m := newMetrics(cfg.Metrics)
 	workers := river.NewWorkers()
-	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
+	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, keys: cfg.Keys, baseURL: cfg.BaseURL, handed: r.handed, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
 	client, err := river.NewClient(riverpgxv5.New(cfg.JobPool), &river.Config{
@@ -90,14 +93,20 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 }
 
 // Start works jobs until Stop.
-func (r *River) Start(ctx context.Context) error { return r.client.Start(ctx) }
+func (r *River) Start(ctx context.Context) error {
+	r.works.Store(true)
+	return r.client.Start(ctx)
+}
 
 // Stop lets running jobs end, at most SoftStopTimeout, and leaves the rest to the next start. It
 // may be called on a client that was not started.
 func (r *River) Stop(ctx context.Context) error { return r.client.Stop(ctx) }
 
 // Publish is the portal.PublishFunc: one job in the transaction that wrote the rows.
-func (r *River) Publish(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
+func (r *River) Publish(ctx context.Context, tx pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
+	if r.works.Load() && events != nil && len(rows) == 1 {
+		r.handed.put(rows[0], events)
+	}
 	if _, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, nil); err != nil {
 		return fmt.Errorf("insert the publish job: %w", err)
 	}

@@ -50,6 +50,9 @@ type AuditEvent struct {
 	ClickID   uuid.UUID      // uuid.Nil = none
 	Detail    map[string]any // never a token, a session URL, a key, or a visitor's data
 	Visitor   *Visitor
+
+	link   *Link  // as its event needs it; nil = not at hand
+	stored []byte // Detail, once the row is written
 }
 
 // Visitor is personal data: it stands in a table with a retention of its own.
@@ -88,9 +91,10 @@ func (r IDRange) At(i int) uuid.UUID {
 // OneID is the range of a single row.
 func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
 
-// PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. It
-// is handed down from above, where River lives.
-type PublishFunc func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error
+// PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. events
+// are all of these rows, where the writer has at hand what their events tell, or nil: then the job
+// reads them. It is handed down from above, where River lives.
+type PublishFunc func(ctx context.Context, tx pgx.Tx, events []EventRow, rows ...IDRange) error
 
 // InsertAudit appends rows with fresh ids in the caller's transaction.
 func InsertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
@@ -125,14 +129,14 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, once bool)
 	)
 	for i := range events {
 		e := &events[i]
-		detail := []byte("{}")
+		e.stored = []byte("{}")
 		if len(e.Detail) > 0 {
 			var err error
-			if detail, err = json.Marshal(e.Detail); err != nil {
+			if e.stored, err = json.Marshal(e.Detail); err != nil {
 				return fmt.Errorf("audit detail of %s: %w", e.Kind, err)
 			}
 		}
-		ids[i], ats[i], kinds[i], details[i] = e.ID, e.At, string(e.Kind), string(detail)
+		ids[i], ats[i], kinds[i], details[i] = e.ID, e.At, string(e.Kind), string(e.stored)
 		links[i], clicks[i] = orNull([16]byte(e.LinkID), [16]byte{}), orNull([16]byte(e.ClickID), [16]byte{})
 		requests[i] = orNull(e.RequestID, "")
 	}
@@ -182,8 +186,8 @@ func LoadAudit(ctx context.Context, db Querier, where string, args ...any) ([]Au
 	return events, nil
 }
 
-// EventRow is an audit row as its event tells it: with its detail as it is stored, and of its link
-// what events hold.
+// EventRow is an audit row as its event tells it: with its detail as JSON, and of its link what events
+// hold.
 type EventRow struct {
 	ID     uuid.UUID
 	At     time.Time

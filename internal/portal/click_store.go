@@ -168,7 +168,7 @@ func (s *Store) openLinks(ctx context.Context, opens []*linkOpen) error {
 		events := make([]AuditEvent, 0, len(opens))
 		for _, o := range opens {
 			if o.link = links[o.id]; o.link != nil {
-				events = append(events, AuditEvent{Kind: LinkOpened, At: now, LinkID: o.id, RequestID: o.link.RequestID, Detail: o.look(o.link), Visitor: o.visitor})
+				events = append(events, AuditEvent{Kind: LinkOpened, At: now, LinkID: o.id, RequestID: o.link.RequestID, Detail: o.look(o.link), Visitor: o.visitor, link: o.link})
 			}
 		}
 		return s.appendAll(ctx, tx, events)
@@ -194,6 +194,7 @@ func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) e
 	}
 	published, rest := 0, len(events)
 	for i := range events {
+		events[i].At = events[i].At.Truncate(time.Microsecond) // as Postgres keeps it
 		if events[i].Kind.published() {
 			events[i].ID = ids.At(published)
 			published++
@@ -205,7 +206,23 @@ func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) e
 	if err := InsertAudit(ctx, tx, events); err != nil || published == 0 {
 		return err
 	}
-	return s.Publish(ctx, tx, IDRange{First: ids.First, Last: ids.At(published - 1)})
+	return s.Publish(ctx, tx, eventRows(events, published), IDRange{First: ids.First, Last: ids.At(published - 1)})
+}
+
+// eventRows are the n rows that are published, or nil where a link of theirs is not at hand.
+func eventRows(events []AuditEvent, n int) []EventRow {
+	rows := make([]EventRow, 0, n)
+	for i := range events {
+		e := &events[i]
+		if !e.Kind.published() {
+			continue
+		}
+		if e.link == nil {
+			return nil
+		}
+		rows = append(rows, EventRow{ID: e.ID, At: e.At, Kind: e.Kind, LinkID: e.LinkID, Detail: e.stored, Link: e.link})
+	}
+	return rows
 }
 
 // clickStart is one call of StartClick.
@@ -364,7 +381,7 @@ func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, sessi
 		end.outcome, end.event = "failed", AuditEvent{Kind: SessionFailed, Detail: map[string]any{
 			"code": cause.Code, "stripe_request_id": cause.RequestID, "retryable": cause.Retryable()}}
 	}
-	end.event.LinkID, end.event.RequestID, end.event.ClickID = link.ID, link.RequestID, click
+	end.event.LinkID, end.event.RequestID, end.event.ClickID, end.event.link = link.ID, link.RequestID, click, link
 	if err := s.ends.do(ctx, end); err != nil {
 		return err
 	}

@@ -1,0 +1,86 @@
+package jobs
+
+import (
+	"context"
+	"encoding/json"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"latchkey/internal/notify"
+	"latchkey/internal/portal"
+)
+
+// An event says the same whether its row was handed over or read: readers may get both.
+func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	worker := &publishWorker{pool: w.pool, keys: w.keys, baseURL: testBaseURL, handed: newHandover(), metrics: newMetrics(nil)}
+	var written []portal.IDRange
+	w.store.Publish = func(_ context.Context, _ pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
+		if events != nil {
+			worker.handed.put(rows[0], events)
+			written = append(written, rows...)
+		}
+		return nil
+	}
+	link := w.issue([]byte(contractRequest))
+	must(t, w.open(link, nil))
+	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_<2> \u2028"}} {
+		click := uuid.New()
+		must(t, w.store.StartClick(w.ctx, link, click, nil, nil))
+		must(t, w.store.EndClick(w.ctx, link, click, portal.Session{ID: "bps_1", RequestID: "req_1"}, cause))
+	}
+	if len(written) != 3 {
+		t.Fatalf("%d of 3 commits hand their rows over", len(written))
+	}
+	for _, ids := range written {
+		handed, read := w.onlyEvent(worker, ids), w.onlyEvent(worker, ids)
+		if len(worker.handed.rows) > len(written)-1 {
+			t.Error("what is taken stays")
+		}
+		var saysHanded, saysRead any
+		must(t, json.Unmarshal(handed.Data, &saysHanded))
+		must(t, json.Unmarshal(read.Data, &saysRead))
+		handed.Data, read.Data = nil, nil
+		if !reflect.DeepEqual(handed, read) || !reflect.DeepEqual(saysHanded, saysRead) {
+			t.Errorf("handed: %+v %v\nread:   %+v %v", handed, saysHanded, read, saysRead)
+		}
+	}
+}
+
+func (w *world) onlyEvent(worker *publishWorker, ids portal.IDRange) notify.Event {
+	w.t.Helper()
+	events, unmade, err := worker.events(w.ctx, []portal.IDRange{ids})
+	must(w.t, err)
+	must(w.t, unmade)
+	if len(events) != 1 {
+		w.t.Fatalf("%d events", len(events))
+	}
+	return events[0]
+}
+
+// A process whose jobs others take holds on to a few commits, not to all.
+func TestHandoverIsBounded(t *testing.T) {
+	t.Parallel()
+	h := newHandover()
+	row := portal.EventRow{At: time.Now(), Link: &portal.Link{}}
+	var ranges []portal.IDRange
+	for range handoverMost + 2 {
+		ids, err := portal.NewIDs(1)
+		must(t, err)
+		h.put(ids, []portal.EventRow{row})
+		ranges = append(ranges, ids)
+	}
+	if len(h.rows) != handoverMost || h.take(ranges[1]) != nil || h.take(ranges[2]) == nil {
+		t.Errorf("%d kept", len(h.rows))
+	}
+	large := portal.EventRow{Link: &portal.Link{Metadata: make([]byte, handoverBytes)}}
+	h.put(ranges[0], []portal.EventRow{large})
+	if h.take(ranges[0]) != nil {
+		t.Error("a large commit is kept")
+	}
+}
