@@ -127,6 +127,7 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 		return nil, err
 	}
 	r := &roles{river: river, store: portal.NewStore(b.pool, river.Publish, time.Now)}
+	r.store.HandOver = river.HandOver
 	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,

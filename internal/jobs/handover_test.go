@@ -1,14 +1,12 @@
 package jobs
 
 import (
-	"context"
 	"encoding/json"
 	"reflect"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
@@ -20,12 +18,9 @@ func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 	w := setup(t)
 	worker := &publishWorker{pool: w.pool, keys: w.keys, baseURL: testBaseURL, handed: newHandover(), metrics: newMetrics(nil)}
 	var written []portal.IDRange
-	w.store.Publish = func(_ context.Context, _ pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
-		if events != nil {
-			worker.handed.put(rows[0], events)
-			written = append(written, rows...)
-		}
-		return nil
+	w.store.HandOver = func(ids portal.IDRange, rows []portal.EventRow) {
+		worker.handed.put(ids, rows)
+		written = append(written, ids)
 	}
 	link := w.issue([]byte(contractRequest))
 	must(t, w.open(link, nil))

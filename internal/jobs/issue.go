@@ -75,7 +75,7 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 	for _, item := range items {
 		s.parse(item, now)
 	}
-	return portal.InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
 		if err := s.insertLinks(ctx, tx, items, now); err != nil {
 			return err
 		}
@@ -333,7 +333,7 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	if len(publish) == 0 {
 		return nil
 	}
-	return s.Publish(ctx, tx, nil, publish...)
+	return s.Publish(ctx, tx, publish...)
 }
 
 // IssuedData is the data of link.issued, and the answer to a synchronous create.

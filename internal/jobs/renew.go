@@ -32,7 +32,7 @@ var errNotRenewed = errors.New("the link is not to be renewed")
 // where the first one did take effect.
 func (s *Issuer) Renew(ctx context.Context, link uuid.UUID, v *portal.Visitor) (renewed bool, err error) {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
-	err = portal.InTx(ctx, s.Pool, func(tx pgx.Tx) error { return s.renew(ctx, tx, link, v, now) })
+	err = portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error { return s.renew(ctx, tx, link, v, now) })
 	// InTx has committed: durable are the new link, both audit rows and their publish jobs. A
 	// crash here means a customer without an answer, whose new link is on its way.
 	if errors.Is(err, errNotRenewed) || errors.Is(err, portal.ErrNoLink) {
@@ -141,5 +141,5 @@ func (s *Issuer) appendRenewed(ctx context.Context, tx pgx.Tx, old *portal.Link,
 	if err := portal.InsertAudit(ctx, tx, []portal.AuditEvent{e}); err != nil {
 		return err
 	}
-	return s.Publish(ctx, tx, nil, ids)
+	return s.Publish(ctx, tx, ids)
 }

@@ -347,7 +347,7 @@ func TestRenewDoesNotSlipThroughARevocation(t *testing.T) {
 	w.at(time.Hour)
 	publish, revoked := w.issuer.Publish, make(chan error, 1)
 	var once sync.Once
-	w.issuer.Publish = func(ctx context.Context, tx pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
+	w.issuer.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
 		once.Do(func() {
 			go func() {
 				_, err := w.store.Revoke(w.ctx, portal.Revocation{Customer: old.Customer, By: "jo"})
@@ -357,7 +357,7 @@ func TestRenewDoesNotSlipThroughARevocation(t *testing.T) {
 				return w.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 			})
 		})
-		return publish(ctx, tx, events, rows...)
+		return publish(ctx, tx, rows...)
 	}
 	if !w.renew(old.ID) {
 		t.Fatal("not renewed")
@@ -393,11 +393,11 @@ func TestRenewCommitFails(t *testing.T) {
 		"after it took effect":  {func(_ *Issuer, f *testkit.Commits) { f.Script(testkit.FailedButTook) }, 2},
 		"at its last statement": {func(s *Issuer, _ *testkit.Commits) {
 			publish, calls := s.Publish, 0
-			s.Publish = func(ctx context.Context, tx pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
+			s.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
 				if calls++; calls == 2 {
 					return testkit.ErrFault
 				}
-				return publish(ctx, tx, events, rows...)
+				return publish(ctx, tx, rows...)
 			}
 		}, 1},
 	} {

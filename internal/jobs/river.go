@@ -103,14 +103,19 @@ func (r *River) Start(ctx context.Context) error {
 func (r *River) Stop(ctx context.Context) error { return r.client.Stop(ctx) }
 
 // Publish is the portal.PublishFunc: one job in the transaction that wrote the rows.
-func (r *River) Publish(ctx context.Context, tx pgx.Tx, events []portal.EventRow, rows ...portal.IDRange) error {
-	if r.works.Load() && events != nil && len(rows) == 1 {
-		r.handed.put(rows[0], events)
-	}
+func (r *River) Publish(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
 	if _, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, nil); err != nil {
 		return fmt.Errorf("insert the publish job: %w", err)
 	}
 	return nil
+}
+
+// HandOver is the portal.Store's: it passes a commit's rows to the job that publishes them, where this
+// process works any.
+func (r *River) HandOver(ids portal.IDRange, rows []portal.EventRow) {
+	if r.works.Load() {
+		r.handed.put(ids, rows)
+	}
 }
 
 // SweepArgs has nothing in it: the rows tell what is open.

@@ -91,10 +91,9 @@ func (r IDRange) At(i int) uuid.UUID {
 // OneID is the range of a single row.
 func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
 
-// PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. events
-// are all of these rows, where the writer has at hand what their events tell, or nil: then the job
-// reads them. It is handed down from above, where River lives.
-type PublishFunc func(ctx context.Context, tx pgx.Tx, events []EventRow, rows ...IDRange) error
+// PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. It
+// is handed down from above, where River lives.
+type PublishFunc func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error
 
 // InsertAudit appends rows with fresh ids in the caller's transaction.
 func InsertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {

@@ -91,7 +91,7 @@ func TestInsertAuditTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range events {
-		events[i].Visitor = nil // read from elsewhere
+		events[i].Visitor, events[i].stored = nil, nil // read from elsewhere, and not at all
 		if events[i].Detail == nil {
 			events[i].Detail = map[string]any{}
 		}

@@ -139,7 +139,7 @@ func (b *Budget) serve(ctx context.Context, takes []*take) error {
 		for n < len(takes) && takes[n].account == takes[0].account {
 			n++
 		}
-		err := InTx(ctx, b.pool, func(tx pgx.Tx) error { return b.serveAccount(ctx, tx, takes[:n]) })
+		err := InTx(ctx, b.pool, func(tx *Tx) error { return b.serveAccount(ctx, tx, takes[:n]) })
 		if err != nil {
 			err = fmt.Errorf("stripe budget: %w", err)
 		}

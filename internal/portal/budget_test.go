@@ -421,10 +421,10 @@ func TestGroupServesApartWhatTheDatabaseRefuses(t *testing.T) {
 	b := setup(t)
 	l := b.link(nil)
 	held, release := make(chan struct{}), make(chan struct{})
-	b.store.Publish = func(ctx context.Context, tx pgx.Tx, events []EventRow, rows ...IDRange) error {
+	b.store.Publish = func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error {
 		held <- struct{}{}
 		<-release
-		return publish(ctx, tx, events, rows...)
+		return publish(ctx, tx, rows...)
 	}
 	errs := make(chan error)
 	open := func(detail string) {

@@ -18,7 +18,9 @@ import (
 type Store struct {
 	Pool    *pgxpool.Pool
 	Publish PublishFunc
-	Now     func() time.Time
+	// HandOver may spare the publish job of a commit to read its rows. It is called before the commit.
+	HandOver func(ids IDRange, rows []EventRow)
+	Now      func() time.Time
 
 	links   group[*linkRead]
 	opens   group[*linkOpen]
@@ -34,14 +36,14 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 
 // NewStore returns a store that hands events to publish.
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
-	s := &Store{Pool: pool, Publish: publish, Now: now}
+	s := &Store{Pool: pool, Publish: publish, HandOver: func(IDRange, []EventRow) {}, Now: now}
 	const most = 256 // rows of a transaction
 	// One worker each but where a caller does two in a row: the larger the groups, the better.
 	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
 	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 24}
 	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most}
 	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
-	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most}
+	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most, enough: 16}
 	return s
 }
 
@@ -110,26 +112,25 @@ func (s *Store) readLinks(ctx context.Context, reads []*linkRead) error {
 	for i, r := range reads {
 		ids[i] = r.id
 	}
-	links, err := loadByID(ctx, s.Pool, ids)
+	links, err := LoadLinks(ctx, s.Pool, byIDs, ids)
 	if err != nil {
 		return err
 	}
+	byID := mapLinks(links)
 	for _, r := range reads {
-		r.link = links[r.id]
+		r.link = byID[r.id]
 	}
 	return nil
 }
 
-func loadByID(ctx context.Context, db Querier, ids [][16]byte) (map[uuid.UUID]*Link, error) {
-	links, err := LoadLinks(ctx, db, `id = ANY($1)`, ids)
-	if err != nil {
-		return nil, err
-	}
+const byIDs = `id = ANY($1)`
+
+func mapLinks(links []*Link) map[uuid.UUID]*Link {
 	byID := make(map[uuid.UUID]*Link, len(links))
 	for _, l := range links {
 		byID[l.ID] = l
 	}
-	return byID, nil
+	return byID
 }
 
 // linkOpen is one call of Open.
@@ -159,11 +160,14 @@ func (s *Store) openLinks(ctx context.Context, opens []*linkOpen) error {
 	for i, o := range opens {
 		ids[i] = o.id
 	}
-	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
-		links, err := loadByID(ctx, tx, ids)
-		if err != nil {
+	var links map[uuid.UUID]*Link
+	return s.inTxWithEvents(ctx, len(opens), func(tx *Tx) {
+		tx.QueryLater(func(rows pgx.Rows) error {
+			got, err := collectLinks(rows)
+			links = mapLinks(got)
 			return err
-		}
+		}, selectLinks+byIDs, ids)
+	}, func(*Tx) ([]AuditEvent, error) {
 		now := s.Now()
 		events := make([]AuditEvent, 0, len(opens))
 		for _, o := range opens {
@@ -171,8 +175,59 @@ func (s *Store) openLinks(ctx context.Context, opens []*linkOpen) error {
 				events = append(events, AuditEvent{Kind: LinkOpened, At: now, LinkID: o.id, RequestID: o.link.RequestID, Detail: o.look(o.link), Visitor: o.visitor, link: o.link})
 			}
 		}
-		return s.appendAll(ctx, tx, events)
+		return events, nil
 	})
+}
+
+// inTxWithEvents is a transaction that asks something and appends rows of event kinds, at most n,
+// about what the answer tells. The insert of their publish job waits for an answer anyway, so the
+// question goes along with it: the busier the machine, the more each round trip costs. The job
+// names n ids; those that get no row are passed over. Without any row nothing of it is committed.
+func (s *Store) inTxWithEvents(ctx context.Context, n int, ask func(tx *Tx), tell func(tx *Tx) ([]AuditEvent, error)) error {
+	ids, err := NewIDs(n)
+	if err != nil {
+		return err
+	}
+	errNoRow := errors.New("nothing to write")
+	err = InTx(ctx, s.Pool, func(tx *Tx) error {
+		ask(tx)
+		if err := s.Publish(ctx, tx, ids); err != nil {
+			return err
+		}
+		if err := tx.Await(ctx); err != nil { // mostly it is there
+			return err
+		}
+		events, err := tell(tx)
+		if err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			return errNoRow
+		}
+		for i := range events {
+			events[i].ID = ids.At(i)
+			events[i].At = events[i].At.Truncate(time.Microsecond) // as Postgres keeps it
+		}
+		if err := InsertAudit(ctx, tx, events); err != nil {
+			return err
+		}
+		s.HandOver(ids, eventRows(events))
+		return nil
+	})
+	if errors.Is(err, errNoRow) {
+		return nil
+	}
+	return err
+}
+
+// eventRows are rows whose links are at hand.
+func eventRows(events []AuditEvent) []EventRow {
+	rows := make([]EventRow, len(events))
+	for i := range events {
+		e := &events[i]
+		rows[i] = EventRow{ID: e.ID, At: e.At, Kind: e.Kind, LinkID: e.LinkID, Detail: e.stored, Link: e.link}
+	}
+	return rows
 }
 
 // Denied appends click.denied. click is the open click that the press was answered with, or
@@ -182,7 +237,7 @@ func (s *Store) Denied(ctx context.Context, link *Link, click uuid.UUID, detail 
 }
 
 func (s *Store) appendTogether(ctx context.Context, events []AuditEvent) error {
-	return InTx(ctx, s.Pool, func(tx pgx.Tx) error { return s.appendAll(ctx, tx, events) })
+	return InTx(ctx, s.Pool, func(tx *Tx) error { return s.appendAll(ctx, tx, events) })
 }
 
 // appendAll gives rows their ids and writes them, with one publish job for those of event kinds:
@@ -194,7 +249,6 @@ func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) e
 	}
 	published, rest := 0, len(events)
 	for i := range events {
-		events[i].At = events[i].At.Truncate(time.Microsecond) // as Postgres keeps it
 		if events[i].Kind.published() {
 			events[i].ID = ids.At(published)
 			published++
@@ -206,23 +260,7 @@ func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) e
 	if err := InsertAudit(ctx, tx, events); err != nil || published == 0 {
 		return err
 	}
-	return s.Publish(ctx, tx, eventRows(events, published), IDRange{First: ids.First, Last: ids.At(published - 1)})
-}
-
-// eventRows are the n rows that are published, or nil where a link of theirs is not at hand.
-func eventRows(events []AuditEvent, n int) []EventRow {
-	rows := make([]EventRow, 0, n)
-	for i := range events {
-		e := &events[i]
-		if !e.Kind.published() {
-			continue
-		}
-		if e.link == nil {
-			return nil
-		}
-		rows = append(rows, EventRow{ID: e.ID, At: e.At, Kind: e.Kind, LinkID: e.LinkID, Detail: e.stored, Link: e.link})
-	}
-	return rows
+	return s.Publish(ctx, tx, IDRange{First: ids.First, Last: ids.At(published - 1)})
 }
 
 // clickStart is one call of StartClick.
@@ -263,7 +301,7 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 			clicks, links = append(clicks, c.click), append(links, c.link.ID)
 		}
 	}
-	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+	return InTx(ctx, s.Pool, func(tx *Tx) error {
 		now := s.Now()
 		// A row that somebody else holds at this moment is passed over, and its press looks again:
 		// nobody's press waits for another's link.
@@ -401,12 +439,24 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 		clicks[i], outcomes[i] = e.click, e.outcome
 		e.ended = ""
 	}
-	return InTx(ctx, s.Pool, func(tx pgx.Tx) error {
-		now := s.Now()
-		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
-			return fmt.Errorf("end clicks: %w", err)
-		}
-		rows, err := tx.Query(ctx, `
+	now := s.Now()
+	events := make([]AuditEvent, 0, len(ends))
+	return s.inTxWithEvents(ctx, len(ends), func(tx *Tx) {
+		_, _ = tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`)
+		tx.QueryLater(func(rows pgx.Rows) error {
+			var id uuid.UUID
+			var outcome string
+			_, err := pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
+				i := slices.IndexFunc(ends, func(e *clickEnd) bool { return e.click == id && e.outcome == outcome })
+				ends[i].ended, ends[i].event.At = outcome, now
+				events = append(events, ends[i].event)
+				return nil
+			})
+			if err != nil {
+				return fmt.Errorf("end clicks: %w", err)
+			}
+			return nil
+		}, `
 			WITH want AS (SELECT DISTINCT ON (id) * FROM unnest($1::uuid[], $2::text[]) AS t (id, outcome) ORDER BY id, outcome), -- created before failed
 			open AS (
 				SELECT w.id, w.outcome FROM want w
@@ -422,27 +472,11 @@ func (s *Store) endClicks(ctx context.Context, ends []*clickEnd) error {
 				      ON e.link_id = l.id ORDER BY l.id FOR UPDATE OF l) n
 				WHERE l.id = n.id)
 			SELECT id, outcome FROM ended`, clicks, outcomes, now)
-		if err != nil {
-			return fmt.Errorf("end clicks: %w", err)
-		}
-		var id uuid.UUID
-		var outcome string
-		events := make([]AuditEvent, 0, len(ends))
-		_, err = pgx.ForEachRow(rows, []any{&id, &outcome}, func() error {
-			i := slices.IndexFunc(ends, func(e *clickEnd) bool { return e.click == id && e.outcome == outcome })
-			ends[i].ended, ends[i].event.At = outcome, now
-			events = append(events, ends[i].event)
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("end clicks: %w", err)
-		}
+	}, func(tx *Tx) ([]AuditEvent, error) {
 		if len(events) < len(ends) {
-			if err := endedBefore(ctx, tx, ends); err != nil {
-				return err
-			}
+			return events, endedBefore(ctx, tx, ends)
 		}
-		return s.appendAll(ctx, tx, events)
+		return events, nil
 	})
 }
 
@@ -481,7 +515,7 @@ func (s *Store) Sweep(ctx context.Context) (int, error) { return s.close(ctx, "t
 // close sweeps the clicks that a condition of ours selects.
 func (s *Store) close(ctx context.Context, where string, args ...any) (int, error) {
 	var closed int
-	err := InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+	err := InTx(ctx, s.Pool, func(tx *Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `
 			UPDATE clicks c SET outcome = CASE WHEN c.asked_at IS NOT NULL OR c.ticket IS NULL THEN 'interrupted' ELSE 'abandoned' END, ended_at = $1

@@ -65,10 +65,10 @@ type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
-const linkColumns = `id, request_id, source, coalesce(campaign, ''), stripe_customer, coalesce(stripe_account, ''),
+const selectLinks = `SELECT id, request_id, source, coalesce(campaign, ''), stripe_customer, coalesce(stripe_account, ''),
 	session, coalesce(session->>'locale', ''), coalesce(session->'flow_data'->>'type', ''),
 	coalesce(deliver @> '[{"channel": "email"}]', false), metadata, key_id, coalesce(max_sessions, 0), sessions_created, sessions_reserved,
-	created_at, expires_at, revoked_at`
+	created_at, expires_at, revoked_at FROM links WHERE `
 
 // LoadLink reads a link by its id, or returns ErrNoLink.
 func LoadLink(ctx context.Context, db Querier, id uuid.UUID) (*Link, error) {
@@ -85,10 +85,14 @@ func LoadLink(ctx context.Context, db Querier, id uuid.UUID) (*Link, error) {
 // LoadLinks reads the links that a condition on the table's columns selects. The condition is
 // ours, never a user's text.
 func LoadLinks(ctx context.Context, db Querier, where string, args ...any) ([]*Link, error) {
-	rows, err := db.Query(ctx, `SELECT `+linkColumns+` FROM links WHERE `+where, args...)
+	rows, err := db.Query(ctx, selectLinks+where, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read links: %w", err)
 	}
+	return collectLinks(rows)
+}
+
+func collectLinks(rows pgx.Rows) ([]*Link, error) {
 	links, err := pgx.CollectRows(rows, scanLink)
 	if err != nil {
 		return nil, fmt.Errorf("read links: %w", err)

@@ -87,7 +87,7 @@ func (s *Store) Revoke(ctx context.Context, r Revocation) (int, error) {
 }
 
 func (s *Store) revokeSome(ctx context.Context, r Revocation, where string, arg any, after uuid.UUID) (n int, last uuid.UUID, err error) {
-	err = InTx(ctx, s.Pool, func(tx pgx.Tx) error {
+	err = InTx(ctx, s.Pool, func(tx *Tx) error {
 		now := s.Now()
 		rows, err := tx.Query(ctx, `UPDATE links SET revoked_at = $2, revoked_by = $3, revoke_reason = nullif($4, '')
 			WHERE id IN (SELECT id FROM links WHERE `+where+` AND id > $5 AND revoked_at IS NULL ORDER BY id LIMIT `+fmt.Sprint(revokeChunk)+` FOR UPDATE)

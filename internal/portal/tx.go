@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -19,50 +20,77 @@ import (
 // So an error of tx.Exec is returned by the next Query or by the commit, and its command tag is
 // empty. After an error nothing of f is durable, but for an error of the commit itself, after
 // which it may be.
-func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx pgx.Tx) error) error {
+func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx *Tx) error) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer conn.Release() // closes a connection whose transaction is open still
-	tx := &pipelinedTx{conn: conn.Conn(), unsent: &pgx.Batch{}}
+	tx := &Tx{conn: conn.Conn(), unsent: &pgx.Batch{}}
 	tx.unsent.Queue("begin")
-	if err = f(tx); err == nil {
+	if err = cmp.Or(f(tx), tx.failed); err == nil {
 		err = tx.Commit(ctx)
 	}
 	if err != nil {
 		_ = tx.Rollback(ctx)
 	}
-	return err
+	return cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so
 }
 
-// pipelinedTx is InTx's transaction, as far as our code and River's insert use one.
-type pipelinedTx struct {
+// Tx is InTx's transaction, as far as our code and River's insert use a pgx.Tx.
+type Tx struct {
 	conn   *pgx.Conn
 	unsent *pgx.Batch
+	later  int   // QueryLaters among the unsent
+	failed error // of what reads the answer of one
+}
+
+// QueryLater sends a query along with the next one that waits for an answer, before which read gets
+// its rows. An error of either is InTx's.
+func (tx *Tx) QueryLater(read func(pgx.Rows) error, sql string, args ...any) {
+	tx.later++
+	tx.unsent.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+		err := read(rows)
+		tx.failed = cmp.Or(tx.failed, err)
+		return err
+	})
+}
+
+// Await returns when each QueryLater has its answer: at once, where one that waits was sent since.
+func (tx *Tx) Await(ctx context.Context) error {
+	if tx.later > 0 {
+		if err := tx.SendBatch(ctx, &pgx.Batch{}).Close(); err != nil {
+			return err
+		}
+	}
+	return tx.failed
 }
 
 // Exec sends nothing yet.
-func (tx *pipelinedTx) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+func (tx *Tx) Exec(_ context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
 	tx.unsent.Queue(sql, args...)
 	return pgconn.CommandTag{}, nil
 }
 
 // SendBatch sends a batch behind what is unsent. Its results are the batch's own.
-func (tx *pipelinedTx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+func (tx *Tx) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	before := tx.unsent
-	tx.unsent = &pgx.Batch{}
-	n := before.Len()
-	before.QueuedQueries = append(before.QueuedQueries, b.QueuedQueries...)
+	tx.unsent, tx.later = &pgx.Batch{}, 0
+	queued := before.QueuedQueries
+	before.QueuedQueries = slices.Concat(queued, b.QueuedQueries)
 	results := tx.conn.SendBatch(ctx, before)
-	for range n {
-		_, _ = results.Exec() // an error stays in the results, and is what they answer from here on
+	for _, q := range queued { // an error stays in the results, and is what they answer from here on
+		if q.Fn != nil {
+			_ = q.Fn(results)
+		} else {
+			_, _ = results.Exec()
+		}
 	}
 	return results
 }
 
 // Query sends a query behind what is unsent.
-func (tx *pipelinedTx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+func (tx *Tx) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	b := &pgx.Batch{}
 	b.Queue(sql, args...)
 	results := tx.SendBatch(ctx, b)
@@ -75,13 +103,13 @@ func (tx *pipelinedTx) Query(ctx context.Context, sql string, args ...any) (pgx.
 }
 
 // QueryRow sends a query behind what is unsent.
-func (tx *pipelinedTx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+func (tx *Tx) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	rows, err := tx.Query(ctx, sql, args...)
 	return &batchRow{rows, err}
 }
 
 // Commit sends what is unsent, and COMMIT.
-func (tx *pipelinedTx) Commit(ctx context.Context) error {
+func (tx *Tx) Commit(ctx context.Context) error {
 	b := &pgx.Batch{}
 	var tag pgconn.CommandTag
 	b.Queue("commit").Exec(func(t pgconn.CommandTag) error { tag = t; return nil })
@@ -95,7 +123,7 @@ func (tx *pipelinedTx) Commit(ctx context.Context) error {
 }
 
 // Rollback drops what is unsent, and ends the transaction where one was begun.
-func (tx *pipelinedTx) Rollback(ctx context.Context) error {
+func (tx *Tx) Rollback(ctx context.Context) error {
 	tx.unsent = &pgx.Batch{}
 	if tx.conn.IsClosed() || tx.conn.PgConn().TxStatus() == 'I' {
 		return nil
@@ -105,23 +133,23 @@ func (tx *pipelinedTx) Rollback(ctx context.Context) error {
 }
 
 // Conn is the connection; a statement sent on it overtakes what is unsent.
-func (tx *pipelinedTx) Conn() *pgx.Conn { return tx.conn }
+func (tx *Tx) Conn() *pgx.Conn { return tx.conn }
 
 // Begin is not supported: nothing here needs a savepoint.
-func (tx *pipelinedTx) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }
+func (tx *Tx) Begin(context.Context) (pgx.Tx, error) { return nil, errors.ErrUnsupported }
 
 // CopyFrom is not supported: COPY can't be sent along with other statements.
-func (tx *pipelinedTx) CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error) {
+func (tx *Tx) CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error) {
 	return 0, errors.ErrUnsupported
 }
 
 // Prepare is not supported: pgx prepares and keeps each statement that it sends.
-func (tx *pipelinedTx) Prepare(context.Context, string, string) (*pgconn.StatementDescription, error) {
+func (tx *Tx) Prepare(context.Context, string, string) (*pgconn.StatementDescription, error) {
 	return nil, errors.ErrUnsupported
 }
 
 // LargeObjects can't be used.
-func (tx *pipelinedTx) LargeObjects() pgx.LargeObjects { return pgx.LargeObjects{} }
+func (tx *Tx) LargeObjects() pgx.LargeObjects { return pgx.LargeObjects{} }
 
 // batchRows gives the connection free with the last row.
 type batchRows struct {

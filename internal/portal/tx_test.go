@@ -58,7 +58,7 @@ func add(t *testing.T, tx pgx.Tx, n int) {
 func TestInTxCommits(t *testing.T) {
 	t.Parallel()
 	pool, _ := txPool(t)
-	err := InTx(t.Context(), pool, func(tx pgx.Tx) error {
+	err := InTx(t.Context(), pool, func(tx *Tx) error {
 		add(t, tx, 1)
 		rows, err := tx.Query(t.Context(), `SELECT n FROM t`) // sees what was queued
 		if err != nil {
@@ -152,13 +152,13 @@ func TestInTxFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			pool, _ := txPool(t)
-			if err := InTx(t.Context(), pool, func(tx pgx.Tx) error { return c.f(t, tx) }); !c.want(err) {
+			if err := InTx(t.Context(), pool, func(tx *Tx) error { return c.f(t, tx) }); !c.want(err) {
 				t.Errorf("%v", err)
 			}
 			if got := numbers(t, pool); len(got) != 0 {
 				t.Errorf("%v were written", got)
 			}
-			if err := InTx(t.Context(), pool, func(tx pgx.Tx) error { add(t, tx, 7); return nil }); err != nil {
+			if err := InTx(t.Context(), pool, func(tx *Tx) error { add(t, tx, 7); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -183,7 +183,7 @@ func TestInTxCommitBreaks(t *testing.T) {
 	pool, faults := txPool(t)
 	for i, fate := range []testkit.Fate{testkit.Failed, testkit.FailedButTook} {
 		faults.Script(fate)
-		if err := InTx(t.Context(), pool, func(tx pgx.Tx) error { add(t, tx, i); return nil }); !errors.Is(err, testkit.ErrFault) {
+		if err := InTx(t.Context(), pool, func(tx *Tx) error { add(t, tx, i); return nil }); !errors.Is(err, testkit.ErrFault) {
 			t.Errorf("fate %d: %v", fate, err)
 		}
 	}
@@ -202,7 +202,7 @@ func TestInTxGivesTheConnectionBack(t *testing.T) {
 				t.Error("the panic was swallowed")
 			}
 		}()
-		_ = InTx(t.Context(), pool, func(tx pgx.Tx) error {
+		_ = InTx(t.Context(), pool, func(tx *Tx) error {
 			add(t, tx, 1)
 			rows, err := tx.Query(t.Context(), `SELECT 1`)
 			if err != nil {
@@ -212,7 +212,7 @@ func TestInTxGivesTheConnectionBack(t *testing.T) {
 			panic("of the test")
 		})
 	}()
-	if err := InTx(t.Context(), pool, func(tx pgx.Tx) error {
+	if err := InTx(t.Context(), pool, func(tx *Tx) error {
 		add(t, tx, 2)
 		_, err := tx.Query(t.Context(), `SELECT generate_series(1, 100000)`) //nolint:sqlclosecheck,rowserrcheck // left open is what is tried
 		return err
@@ -220,7 +220,7 @@ func TestInTxGivesTheConnectionBack(t *testing.T) {
 		t.Error("committed with rows left open")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := InTx(ctx, pool, func(tx pgx.Tx) error {
+	if err := InTx(ctx, pool, func(tx *Tx) error {
 		add(t, tx, 3)
 		var n int
 		if err := tx.QueryRow(ctx, `SELECT 1`).Scan(&n); err != nil {
