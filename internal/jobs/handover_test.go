@@ -26,7 +26,7 @@ func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 	must(t, w.open(link, nil))
 	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_<2> \u2028"}} {
 		click := uuid.New()
-		must(t, w.store.StartClick(w.ctx, link, click, nil, nil))
+		w.startClick(w.store, link, click, nil)
 		must(t, w.store.EndClick(w.ctx, link, click, portal.Session{ID: "bps_1", RequestID: "req_1"}, cause))
 	}
 	if len(written) != 3 {

@@ -136,6 +136,12 @@ func (w *world) open(link *portal.Link, v *portal.Visitor) error {
 	return err
 }
 
+func (w *world) startClick(store *portal.Store, link *portal.Link, click uuid.UUID, v *portal.Visitor) {
+	w.t.Helper()
+	_, err := store.StartClick(w.ctx, link.ID, click, func(*portal.Link) map[string]any { return nil }, v)
+	must(w.t, err)
+}
+
 // startRiver works jobs until the test ends.
 func (w *world) startRiver() {
 	w.t.Helper()

@@ -28,7 +28,7 @@ func (w *world) everythingHappens() *portal.Link {
 	must(w.t, w.open(link, visitor))
 	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_2"}} {
 		click := uuid.New()
-		must(w.t, w.store.StartClick(w.ctx, link, click, nil, visitor))
+		w.startClick(w.store, link, click, visitor)
 		session := portal.Session{ID: "bps_1", URL: "https://billing.example.com/secret", RequestID: "req_1"}
 		must(w.t, w.store.EndClick(w.ctx, link, click, session, cause))
 	}

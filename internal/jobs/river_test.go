@@ -20,8 +20,8 @@ func TestSweeperRunsAtStart(t *testing.T) {
 	// The link of a click that old must have been there by then.
 	w.exec(`UPDATE links SET created_at = created_at - interval '1 hour'`)
 	abandoned, running := uuid.New(), uuid.New()
-	must(t, past.StartClick(w.ctx, old, abandoned, nil, nil))
-	must(t, w.store.StartClick(w.ctx, young, running, nil, nil))
+	w.startClick(past, old, abandoned, nil)
+	w.startClick(w.store, young, running, nil)
 	w.startRiver()
 
 	events := w.events(3)

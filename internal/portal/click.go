@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -157,6 +156,10 @@ type visit struct {
 	token   string
 	visitor *Visitor
 	end     time.Time // of the place that it came back to; zero = none
+
+	// look is what its audit rows tell in detail; nil = a page that comes back by itself to an open
+	// click, which has none.
+	look func(*Link) map[string]any
 }
 
 // answer finds the link and lets GET and HEAD look at it and POST use it. The token is checked
@@ -204,27 +207,31 @@ func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
 	if v.r.Method != http.MethodPost && !back {
 		return s.look(ctx, v)
 	}
-	var err error
-	if v.link, err = s.Store.Link(ctx, v.id); err != nil {
-		return s.unread(v, err)
+	if after, ok := strings.CutPrefix(rest, "/renew"); !back && (!ok || leadingToken(after) != "") {
+		return s.press(ctx, v)
+	}
+	if err := s.read(ctx, v); err != nil {
+		return s.unread(v, uuid.Nil, err)
 	}
 	if back {
 		v.end = end
 		return s.comeBack(ctx, v, click)
 	}
-	if after, ok := strings.CutPrefix(rest, "/renew"); ok && leadingToken(after) == "" {
-		return s.renew(ctx, v)
-	}
-	return s.press(ctx, v)
+	return s.renew(ctx, v)
 }
 
-// unread answers where there is no link to answer by.
-func (s *ClickServer) unread(v *visit, err error) answer {
+func (s *ClickServer) read(ctx context.Context, v *visit) (err error) {
+	v.link, err = s.Store.Link(ctx, v.id)
+	return err
+}
+
+// unread answers where there is no link to answer by, for click where one was to be begun.
+func (s *ClickServer) unread(v *visit, click uuid.UUID, err error) answer {
 	if errors.Is(err, ErrNoLink) {
 		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", v.id)
 		return answer{page: pageNotFound}
 	}
-	return s.databaseAway(v, uuid.Nil, err)
+	return s.databaseAway(v, click, err)
 }
 
 // place is the place in the line that a GET comes back to, of which rest is the path behind the
@@ -252,7 +259,7 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": method, "state": state}
 	}, v.visitor)
 	if err != nil {
-		return s.unread(v, err)
+		return s.unread(v, uuid.Nil, err)
 	}
 	v.link = link
 	s.verdicts.WithLabelValues(verdict.Verdict).Inc()
@@ -265,88 +272,99 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 // press answers POST. Presses of one link at the same time share one session: in this process by
 // waiting for the same answer, and across processes by joining the click that is open.
 func (s *ClickServer) press(ctx context.Context, v *visit) answer {
-	verdict := s.Detector.Press(s.Detector.See(v.r, v.visitor.IP, v.id), v.link.Campaign, s.Store.Now())
-	detail := map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
-	if state := v.link.StateAt(s.Store.Now()); state != StateLive {
-		return s.deny(ctx, v, state, detail)
+	seen, now := s.Detector.See(v.r, v.visitor.IP, v.id), s.Store.Now()
+	var verdict Verdict
+	v.look = func(l *Link) map[string]any {
+		if verdict.Verdict == "" { // once, or it would count as two links opened
+			verdict = s.Detector.Press(seen, l.Campaign, now)
+		}
+		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
 	}
 	if s.Stripe.Spared() {
-		if err := s.Store.Denied(ctx, v.link, uuid.Nil, withReason(detail, "spared"), v.visitor); err != nil {
-			return s.databaseAway(v, uuid.Nil, err)
-		}
-		s.clicks.WithLabelValues("spared").Inc()
-		return s.tryAgain(v, newClickID())
+		return s.spare(ctx, v)
 	}
-	return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, newClickID(), detail) })
+	return s.together(ctx, v, func() (answer, uuid.UUID) { return s.begin(ctx, v, newClickID()) })
+}
+
+// spare begins no click while Stripe is down.
+func (s *ClickServer) spare(ctx context.Context, v *visit) answer {
+	if err := s.read(ctx, v); err != nil {
+		return s.unread(v, uuid.Nil, err)
+	}
+	if state := v.link.StateAt(s.Store.Now()); state != StateLive {
+		return s.deny(ctx, v, state)
+	}
+	if err := s.denied(ctx, v, uuid.Nil, "spared"); err != nil {
+		return s.databaseAway(v, uuid.Nil, err)
+	}
+	s.clicks.WithLabelValues("spared").Inc()
+	return s.tryAgain(v, newClickID())
 }
 
 // together lets one press of a link act and gives its answer to those that come meanwhile. Each of
 // them has its row in the audit. Where act served no click (uuid.Nil) there is nothing to share, and
 // the next of them acts.
-func (s *ClickServer) together(ctx context.Context, v *visit, detail map[string]any, act func() (answer, uuid.UUID)) answer {
+func (s *ClickServer) together(ctx context.Context, v *visit, act func() (answer, uuid.UUID)) answer {
 	type result struct {
 		answer answer
 		click  uuid.UUID
+		link   *Link
 	}
 	acted := false
 	got, _, _ := s.presses.Do(v.id.String(), func() (any, error) {
 		acted = true
 		a, click := act()
-		return result{a, click}, nil
+		return result{a, click, v.link}, nil
 	})
 	shared := got.(result)
-	if acted || detail == nil { // a page that comes back by itself is no press
+	if acted || v.look == nil {
 		return shared.answer
 	}
 	if shared.click == uuid.Nil {
-		return s.together(ctx, v, detail, act)
+		return s.together(ctx, v, act)
 	}
-	if err := s.share(ctx, v, shared.click, detail); err != nil {
+	v.link = shared.link
+	if err := s.share(ctx, v, shared.click); err != nil {
 		return s.databaseAway(v, shared.click, err)
 	}
 	return shared.answer
 }
 
 // share writes down that a press got the session of another one.
-func (s *ClickServer) share(ctx context.Context, v *visit, click uuid.UUID, detail map[string]any) error {
+func (s *ClickServer) share(ctx context.Context, v *visit, click uuid.UUID) error {
 	s.clicks.WithLabelValues("shared").Inc()
-	return s.Store.Denied(ctx, v.link, click, withReason(detail, "shared"), v.visitor)
+	return s.denied(ctx, v, click, "shared")
 }
 
-// withReason leaves the detail itself alone: a transaction that its caller gave up waiting for may
-// still read it.
-func withReason(detail map[string]any, reason string) map[string]any {
-	detail = maps.Clone(detail)
+func (s *ClickServer) denied(ctx context.Context, v *visit, click uuid.UUID, reason string) error {
+	detail := v.look(v.link)
 	detail["reason"] = reason
-	return detail
+	return s.Store.Denied(ctx, v.link, click, detail, v.visitor)
 }
 
 // begin starts a click under an id, or joins the one that is open, and serves it. It returns the
 // click that it served, uuid.Nil for none.
-func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID, detail map[string]any) (answer, uuid.UUID) {
+func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID) (answer, uuid.UUID) {
 	for try := range 5 {
 		// A click that ended while it was looked for makes room for ours, and whoever holds the
 		// link's row is done with it in a moment.
 		if err := sleep(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
 			return s.databaseAway(v, id, err), uuid.Nil
 		}
-		err := s.Store.StartClick(ctx, v.link, id, detail, v.visitor)
+		link, err := s.Store.StartClick(ctx, v.id, id, v.look, v.visitor)
+		if err != nil && !errors.Is(err, ErrDenied) {
+			return s.unread(v, id, err), uuid.Nil
+		}
+		v.link = link
 		if err == nil {
 			return s.serve(ctx, v, Click{ID: id}), id
 		}
-		if !errors.Is(err, ErrDenied) {
-			return s.databaseAway(v, id, err), uuid.Nil
+		if state := link.StateAt(s.Store.Now()); state != StateLive {
+			return s.deny(ctx, v, state), uuid.Nil
 		}
-		now, err := s.Store.Link(ctx, v.id)
-		if err != nil {
-			return s.databaseAway(v, id, err), uuid.Nil
-		}
-		if state := now.StateAt(s.Store.Now()); state != StateLive {
-			return s.deny(ctx, v, state, detail), uuid.Nil
-		}
-		switch open, err := s.Store.OpenClick(ctx, v.link); {
+		switch open, err := s.Store.OpenClick(ctx, link); {
 		case err == nil:
-			if err := s.share(ctx, v, open.ID, detail); err != nil {
+			if err := s.share(ctx, v, open.ID); err != nil {
 				return s.databaseAway(v, open.ID, err), uuid.Nil
 			}
 			return s.serve(ctx, v, open), open.ID
@@ -436,11 +454,11 @@ func (s *ClickServer) failed(log *slog.Logger, v *visit, cause *SessionError, cl
 
 // deny writes click.denied and says why on a page of its own. A second tap on a link whose last use
 // the first one has spent gets the session of the first.
-func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail map[string]any) answer {
+func (s *ClickServer) deny(ctx context.Context, v *visit, state State) answer {
 	if state == StateUsedUp && s.Limits.Replay(v.id, s.Store.Now()) {
 		click, err := s.Store.CreatedSince(ctx, v.link, s.Store.Now().Add(-replayed))
 		if err == nil {
-			err = s.share(ctx, v, click.ID, detail)
+			err = s.share(ctx, v, click.ID)
 		}
 		if err == nil {
 			return s.again(ctx, v, click)
@@ -449,7 +467,7 @@ func (s *ClickServer) deny(ctx context.Context, v *visit, state State, detail ma
 			return s.databaseAway(v, click.ID, err)
 		}
 	}
-	if err := s.Store.Denied(ctx, v.link, uuid.Nil, withReason(detail, string(state)), v.visitor); err != nil {
+	if err := s.denied(ctx, v, uuid.Nil, string(state)); err != nil {
 		return s.databaseAway(v, uuid.Nil, err)
 	}
 	s.clicks.WithLabelValues(string(state)).Inc()

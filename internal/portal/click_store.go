@@ -266,28 +266,34 @@ func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) e
 // clickStart is one call of StartClick.
 type clickStart struct {
 	click   uuid.UUID
-	link    *Link
-	detail  map[string]any
+	id      uuid.UUID // of the link
+	look    func(*Link) map[string]any
 	visitor *Visitor
+	link    *Link
 	started bool
 }
 
-// StartClick reserves a use of the link and commits click.started. When it returns nil the click
-// is durable and Stripe may be called; a crash from here on leaves an open click, which the next
-// press of the link joins, or Sweep closes. ErrDenied means that nothing was written: a link has
-// one open click at most, which is how presses at the same time, on any replica, come to share
-// one session.
-func (s *Store) StartClick(ctx context.Context, link *Link, click uuid.UUID, detail map[string]any, v *Visitor) error {
-	start := &clickStart{click: click, link: link, detail: detail, visitor: v}
+// StartClick reads a link by its id, reserves a use of it and commits click.started with the detail
+// that look finds (as for Open). When it returns no error the click is durable and Stripe may be
+// called; a crash from here on leaves an open click, which the next press of the link joins, or Sweep
+// closes. ErrDenied means that nothing was written, and comes with the link: a link has one open
+// click at most, which is how presses at the same time, on any replica, come to share one session.
+// ErrNoLink is returned where there is no link.
+func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
+	start := &clickStart{click: click, id: id, look: look, visitor: v}
 	err := s.starts.do(ctx, start)
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.ConstraintName == "clicks_pkey" {
-		return ErrDenied // another return to the same place was quicker
+	switch {
+	case errors.As(err, &pg) && pg.ConstraintName == "clicks_pkey":
+		return start.link, ErrDenied // another return to the same place was quicker
+	case err != nil:
+		return nil, err
+	case start.link == nil:
+		return nil, ErrNoLink
+	case !start.started:
+		return start.link, ErrDenied
 	}
-	if err == nil && !start.started {
-		err = ErrDenied
-	}
-	return err
+	return start.link, nil
 }
 
 func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
@@ -296,13 +302,21 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 	var clicks, links [][16]byte
 	for _, c := range starts {
 		c.started = false
-		if !taken[c.link.ID] { // a second one of the same link finds the first one open
-			taken[c.link.ID], byClick[c.click] = true, c
-			clicks, links = append(clicks, c.click), append(links, c.link.ID)
+		if !taken[c.id] { // a second one of the same link finds the first one open
+			taken[c.id], byClick[c.click] = true, c
+			clicks, links = append(clicks, c.click), append(links, c.id)
 		}
 	}
 	return InTx(ctx, s.Pool, func(tx *Tx) error {
 		now := s.Now()
+		tx.QueryLater(func(rows pgx.Rows) error {
+			got, err := collectLinks(rows)
+			byID := mapLinks(got)
+			for _, c := range starts {
+				c.link = byID[c.id]
+			}
+			return err
+		}, selectLinks+byIDs, links)
 		// A row that somebody else holds at this moment is passed over, and its press looks again:
 		// nobody's press waits for another's link.
 		rows, err := tx.Query(ctx, `
@@ -329,7 +343,7 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 		for _, id := range made {
 			c := byClick[id]
 			c.started = true
-			events = append(events, AuditEvent{Kind: ClickStarted, At: now, LinkID: c.link.ID, RequestID: c.link.RequestID, ClickID: id, Detail: c.detail, Visitor: c.visitor})
+			events = append(events, AuditEvent{Kind: ClickStarted, At: now, LinkID: c.id, RequestID: c.link.RequestID, ClickID: id, Detail: c.look(c.link), Visitor: c.visitor})
 		}
 		return s.appendAll(ctx, tx, events)
 	})

@@ -77,10 +77,12 @@ func killedAfterOutcome(b *bundle, l *Link) {
 	}
 }
 
+func noDetail(*Link) map[string]any { return nil }
+
 func (b *bundle) start(l *Link) uuid.UUID {
 	b.t.Helper()
 	click := newClickID()
-	if err := b.store.StartClick(b.t.Context(), l, click, nil, nil); err != nil {
+	if _, err := b.store.StartClick(b.t.Context(), l.ID, click, noDetail, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	return click

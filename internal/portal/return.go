@@ -24,12 +24,13 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		if v.link.StateAt(s.Store.Now()) != StateLive {
 			return s.look(ctx, v)
 		}
-		detail := map[string]any{"returned": true}
-		return s.together(ctx, v, detail, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID, detail) })
+		v.look = returned
+		return s.together(ctx, v, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID) })
 	case err != nil:
 		return s.databaseAway(v, id, err)
 	case s.justCreated(click) && s.Limits.Replay(v.id, s.Store.Now()):
-		if err := s.share(ctx, v, click.ID, map[string]any{"returned": true}); err != nil {
+		v.look = returned
+		if err := s.share(ctx, v, click.ID); err != nil {
 			return s.databaseAway(v, click.ID, err)
 		}
 		return s.again(ctx, v, click)
@@ -41,8 +42,10 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		}
 		return s.tryAgain(v, click.ID)
 	}
-	return s.together(ctx, v, nil, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), click.ID })
+	return s.together(ctx, v, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), click.ID })
 }
+
+func returned(*Link) map[string]any { return map[string]any{"returned": true} }
 
 // lastOf reads the click that a place names, or the one that took its place after its worker was
 // lost. With ErrNoClick it returns the id under which a click is to be begun.
