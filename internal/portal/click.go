@@ -252,9 +252,7 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 	var verdict Verdict
 	var state State
 	link, err := s.Store.Open(ctx, v.id, func(l *Link) map[string]any {
-		if verdict.Verdict == "" { // once, or it would count as two links opened
-			verdict = s.Detector.Look(seen, l.Campaign, now)
-		}
+		verdict = s.Detector.Look(seen, l.Campaign, now)
 		state = l.StateAt(now)
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": method, "state": state}
 	}, v.visitor)
@@ -273,11 +271,8 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 // waiting for the same answer, and across processes by joining the click that is open.
 func (s *ClickServer) press(ctx context.Context, v *visit) answer {
 	seen, now := s.Detector.See(v.r, v.visitor.IP, v.id), s.Store.Now()
-	var verdict Verdict
 	v.look = func(l *Link) map[string]any {
-		if verdict.Verdict == "" { // once, or it would count as two links opened
-			verdict = s.Detector.Press(seen, l.Campaign, now)
-		}
+		verdict := s.Detector.Press(seen, l.Campaign, now)
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
 	}
 	if s.Stripe.Spared() {

@@ -40,7 +40,7 @@ func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *St
 	const most = 256 // rows of a transaction
 	// One worker each but where a caller does two in a row: the larger the groups, the better.
 	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
-	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 24}
+	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 32}
 	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most}
 	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
 	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most, enough: 16}

@@ -98,6 +98,30 @@ func TestForgedTokenCostsNothing(t *testing.T) {
 	}
 }
 
+// A link that is gone fails nobody who shares its transaction, and of a transaction without any link
+// nothing is left, no job either.
+func TestOpenWithoutLink(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	opens := []*linkOpen{{id: newClickID(), look: noDetail}, {id: l.ID, look: noDetail}, {id: l.ID, look: noDetail}}
+	if err := b.store.openLinks(t.Context(), opens); err != nil || opens[0].link != nil || opens[1].link == nil || opens[2].link == nil {
+		t.Errorf("%v: %+v", err, opens)
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events a JOIN published p ON a.id BETWEEN p.first AND p.last WHERE link_id = $1`, l.ID); n != 2 {
+		t.Errorf("%d rows that a job publishes", n)
+	}
+	if _, err := b.store.Open(t.Context(), newClickID(), noDetail, nil); !errors.Is(err, ErrNoLink) {
+		t.Error(err)
+	}
+	if _, err := b.store.StartClick(t.Context(), newClickID(), newClickID(), noDetail, nil); !errors.Is(err, ErrNoLink) {
+		t.Error(err)
+	}
+	if n := b.number(`SELECT count(*) FROM published`); n != 1 {
+		t.Errorf("%d jobs", n)
+	}
+}
+
 // A token that verifies and names no link looks like a forged one, and tells the operator.
 func TestTokenOfALostLink(t *testing.T) {
 	t.Parallel()

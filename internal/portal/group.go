@@ -41,7 +41,7 @@ const groupTimeout = 5 * time.Second
 const apartAtATime = 4
 
 // linger is how long a worker waits for more; the commit that follows takes longer.
-const linger = time.Millisecond
+const linger = 200 * time.Microsecond
 
 // do serves an item with whatever else is waiting. After an error nothing is known to be durable.
 // When ctx ends first, an item that no transaction has taken yet is never served.
@@ -85,8 +85,8 @@ func (g *group[T]) run() {
 	}
 }
 
-// gather gives those who were just answered the time to ask again: fewer and larger groups were
-// measured to serve half as many calls again. Who finds nobody at work never waits.
+// gather gives those who were just answered the time to ask again: fewer and larger groups cost
+// less. Who finds nobody at work never waits.
 func (g *group[T]) gather() {
 	g.mu.Lock()
 	few := len(g.waiting) > 0 && len(g.waiting) < g.enough

@@ -3,6 +3,7 @@ package portal
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -162,6 +163,77 @@ func TestInTxFails(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A question asked for later has its answer with the next that waits for one, or by Await.
+func TestQueryLater(t *testing.T) {
+	t.Parallel()
+	pool, _ := txPool(t)
+	collect := func(to *[]int) func(pgx.Rows) error {
+		return func(rows pgx.Rows) (err error) {
+			*to, err = pgx.CollectRows(rows, pgx.RowTo[int])
+			return err
+		}
+	}
+	err := InTx(t.Context(), pool, func(tx *Tx) error {
+		var before, after []int
+		add(t, tx, 1)
+		tx.QueryLater(collect(&before), `SELECT n FROM t`)
+		add(t, tx, 2)
+		tx.QueryLater(collect(&after), `SELECT n FROM t ORDER BY n`)
+		var n int
+		if err := tx.QueryRow(t.Context(), `SELECT count(*) FROM t`).Scan(&n); n != 2 || err != nil {
+			t.Errorf("the next query: %d, %v", n, err)
+		}
+		if !slices.Equal(before, []int{1}) || !slices.Equal(after, []int{1, 2}) {
+			t.Errorf("answers: %v, %v", before, after)
+		}
+		add(t, tx, 3)
+		if err := tx.Await(t.Context()); err != nil || tx.unsent.Len() != 1 {
+			t.Errorf("nothing to wait for, but %d statements are left: %v", tx.unsent.Len(), err)
+		}
+		tx.QueryLater(collect(&after), `SELECT n FROM t ORDER BY n`)
+		if err := tx.Await(t.Context()); err != nil || !slices.Equal(after, []int{1, 2, 3}) {
+			t.Errorf("awaited: %v, %v", after, err)
+		}
+		return nil
+	})
+	if got := numbers(t, pool); !slices.Equal(got, []int{1, 2, 3}) || err != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+// The error is that of the question, or of its reader, and not what was sent behind it says.
+func TestQueryLaterFails(t *testing.T) {
+	t.Parallel()
+	pool, _ := txPool(t)
+	own := errors.New("own")
+	read := func(rows pgx.Rows) error {
+		rows.Close()
+		if rows.Err() != nil {
+			return fmt.Errorf("ask: %w", rows.Err())
+		}
+		return own
+	}
+	for sql, want := range map[string]string{`SELECT 1`: "own", `SELECT 1 / (SELECT 0)`: "ask: ERROR: division by zero (SQLSTATE 22012)"} {
+		for name, next := range map[string]func(tx *Tx) error{
+			"the commit": func(*Tx) error { return nil },
+			"a query": func(tx *Tx) error {
+				rows, err := tx.Query(t.Context(), `SELECT 1`)
+				rows.Close()
+				return err
+			},
+			"Await": func(tx *Tx) error { return tx.Await(t.Context()) },
+		} {
+			err := InTx(t.Context(), pool, func(tx *Tx) error {
+				tx.QueryLater(read, sql)
+				return next(tx)
+			})
+			if err == nil || err.Error() != want {
+				t.Errorf("%s, then %s: %v", sql, name, err)
+			}
+		}
 	}
 }
 

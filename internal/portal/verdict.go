@@ -157,8 +157,10 @@ type opener struct {
 	campaign string
 }
 
-// judge adds the signals up.
+// judge adds the signals up. The request keeps its own: it is looked at again where a transaction is
+// tried again.
 func judge(signals []string) Verdict {
+	signals = slices.Clone(signals)
 	slices.Sort(signals)
 	isDecisive := func(s string) bool { return slices.Contains(decisive, s) }
 	if len(signals) > 1 || slices.ContainsFunc(signals, isDecisive) {

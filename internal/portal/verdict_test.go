@@ -152,6 +152,20 @@ func TestBurst(t *testing.T) {
 	}
 }
 
+// A transaction that is tried again looks at its requests again.
+func TestLookAgain(t *testing.T) {
+	t.Parallel()
+	d := newDetector()
+	for n := range 2 {
+		d.look(visitBy("GET", agentOld), testIP(1), testLink(n), "", limitsNow)
+	}
+	seen := d.See(visitBy("GET", agentChrome), testIP(1), testLink(2))
+	first := d.Look(seen, "", limitsNow)
+	d.Look(seen, "", limitsNow).want(t, "the second look", "scanner", "burst", "no_fetch_metadata")
+	d.Press(seen, "", limitsNow).want(t, "a press", "scanner", "burst", "no_fetch_metadata")
+	first.want(t, "the first look", "scanner", "burst", "no_fetch_metadata")
+}
+
 func TestPress(t *testing.T) {
 	t.Parallel()
 	ip, link := netip.MustParseAddr("203.0.113.9"), testLink(1)
