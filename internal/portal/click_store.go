@@ -38,12 +38,13 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
 	s := &Store{Pool: pool, Publish: publish, HandOver: func(IDRange, []EventRow) {}, Now: now}
 	const most = 256 // rows of a transaction
-	// One worker each but where a caller does two in a row: the larger the groups, the better.
+	// One worker each: the larger the groups, the better. Two wait for still larger ones, since each
+	// group of theirs has a publish job.
 	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
-	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 32}
+	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 32, linger: 200 * time.Microsecond}
 	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most}
 	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
-	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most, enough: 16}
+	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most, enough: 48, linger: time.Millisecond}
 	return s
 }
 

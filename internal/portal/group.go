@@ -21,7 +21,9 @@ type group[T any] struct {
 	commit  func(ctx context.Context, items []T) error
 	workers int // transactions at a time
 	most    int // items in a transaction
-	enough  int // with fewer waiting, a worker that comes from a group lingers; 0 = it never does
+	// With fewer than enough waiting, a worker that comes from a group lingers for more.
+	enough int
+	linger time.Duration
 
 	mu      sync.Mutex
 	waiting []*groupCall[T]
@@ -39,9 +41,6 @@ const groupTimeout = 5 * time.Second
 
 // apartAtATime are the transactions of calls that are tried apart, which leaves connections to others.
 const apartAtATime = 4
-
-// linger is how long a worker waits for more; the commit that follows takes longer.
-const linger = 200 * time.Microsecond
 
 // do serves an item with whatever else is waiting. After an error nothing is known to be durable.
 // When ctx ends first, an item that no transaction has taken yet is never served.
@@ -92,7 +91,7 @@ func (g *group[T]) gather() {
 	few := len(g.waiting) > 0 && len(g.waiting) < g.enough
 	g.mu.Unlock()
 	if few {
-		time.Sleep(linger)
+		time.Sleep(g.linger)
 	}
 }
 
