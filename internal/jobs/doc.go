@@ -5,6 +5,7 @@
 //	portal.links.*  ─► service.go: the same, answered at once
 //	expired link    ─► renew.go: a request made of its row, and the same transaction
 //	River           ─► publish.go: audit rows become CloudEvents on PORTAL_EVENTS
+//	                   handover.go: the rows of this process's last commits, which so need no reading
 //	                   river.go: the client, its settings, and the sweeper of interrupted clicks
 //
 // Invariants, by the numbers of docs/design.md; a test of this package names each:

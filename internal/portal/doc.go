@@ -5,7 +5,7 @@
 // show a page with one button, for the mail gateways that open every link; only the button's POST
 // acts (click.go). A POST runs four steps whose order is the promise to the auditor:
 //
-//  1. StartClick commits a reserved use and click.started (click_store.go).
+//  1. StartClick reads the link and commits a reserved use and click.started (click_store.go).
 //  2. Budget.Wait waits for a slot in which Stripe may be called (budget.go, line.go). Where that
 //     takes longer than a request waits, the customer gets a page that comes back by itself to a
 //     signed place (place.go), and goes on from here.
@@ -37,5 +37,5 @@
 // minutes.
 //
 // This package knows nothing of NATS and River. Audit rows that are events are handed to a
-// PublishFunc from above, in the transaction that writes them.
+// PublishFunc from above, in the transaction that writes them, and their rows to HandOver.
 package portal
