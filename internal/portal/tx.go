@@ -28,13 +28,15 @@ func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx *Tx) error) error {
 	defer conn.Release() // closes a connection whose transaction is open still
 	tx := &Tx{conn: conn.Conn(), unsent: &pgx.Batch{}}
 	tx.unsent.Queue("begin")
-	if err = cmp.Or(f(tx), tx.failed); err == nil {
+	err = f(tx)
+	if err == nil && tx.failed == nil {
 		err = tx.Commit(ctx)
 	}
+	err = cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so
 	if err != nil {
 		_ = tx.Rollback(ctx)
 	}
-	return cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so
+	return err
 }
 
 // Tx is InTx's transaction, as far as our code and River's insert use a pgx.Tx.
