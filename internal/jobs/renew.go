@@ -13,10 +13,12 @@ import (
 	"latchkey/internal/portal"
 )
 
-// A link and all its renewals, the chain, get at most maxRenewals in any renewalPeriod.
+// A link and all its renewals, the chain, get at most maxRenewals in any renewalPeriod. Who asks twice
+// within renewalAgain, by a double tap or because the answer was lost, gets one.
 const (
 	maxRenewals   = 3
 	renewalPeriod = 24 * time.Hour
+	renewalAgain  = time.Minute
 )
 
 // errNotRenewed ends the transaction of a renewal that is not to be, with nothing written.
@@ -25,11 +27,10 @@ var errNotRenewed = errors.New("the link is not to be renewed")
 // Renew makes a new link in place of an expired one: with the same session, deliveries and length
 // of life, under a request id of its own. Whoever holds the link may ask, and learns nothing: the
 // new link goes where the old one went. renewed is false, with a nil error, where it is not to be
-// renewed: not expired, revoked, not delivered by email, three in the last 24 hours, or its
-// session no longer passes intake's checks. v may be nil.
+// renewed: not expired, revoked, not delivered by email, renewed within the last minute or three times
+// in the last 24 hours, or its session no longer passes intake's checks. v may be nil.
 //
-// After an error nothing is known to be durable. Asking again is right, and costs one of the three
-// where the first one did take effect.
+// After an error nothing is known to be durable. Asking again is right.
 func (s *Issuer) Renew(ctx context.Context, link uuid.UUID, v *portal.Visitor) (renewed bool, err error) {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	err = portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error { return s.renew(ctx, tx, link, v, now) })
@@ -92,13 +93,14 @@ func lockChain(ctx context.Context, tx pgx.Tx, link uuid.UUID, now time.Time) (r
 	}
 	// A statement of its own: it sees what those committed who held the lock before.
 	var all, recent int
-	var revoked bool
-	err = tx.QueryRow(ctx, `SELECT count(renewal_of), count(renewal_of) FILTER (WHERE created_at > $2), bool_or(revoked_at IS NOT NULL)
-		FROM links WHERE id = $1 OR renewal_of = $1`, root, now.Add(-renewalPeriod)).Scan(&all, &recent, &revoked)
+	var revoked, justNow bool
+	err = tx.QueryRow(ctx, `SELECT count(renewal_of), count(renewal_of) FILTER (WHERE created_at > $2), bool_or(revoked_at IS NOT NULL),
+			bool_or(renewal_of IS NOT NULL AND created_at > $3)
+		FROM links WHERE id = $1 OR renewal_of = $1`, root, now.Add(-renewalPeriod), now.Add(-renewalAgain)).Scan(&all, &recent, &revoked, &justNow)
 	if err != nil {
 		return root, 0, fmt.Errorf("count renewals: %w", err)
 	}
-	if revoked || recent >= maxRenewals {
+	if revoked || justNow || recent >= maxRenewals {
 		return root, 0, errNotRenewed
 	}
 	return root, all + 1, nil
