@@ -73,9 +73,34 @@ func TestHandoverIsBounded(t *testing.T) {
 	if len(h.rows) != handoverMost || h.take(ranges[1]) != nil || h.take(ranges[2]) == nil {
 		t.Errorf("%d kept", len(h.rows))
 	}
-	large := portal.EventRow{Link: &portal.Link{Metadata: make([]byte, handoverBytes)}}
-	h.put(ranges[0], []portal.EventRow{large})
-	if h.take(ranges[0]) != nil {
-		t.Error("a large commit is kept")
+	for _, size := range []int{handoverBytes, handoverBytes / 3, handoverBytes / 3, handoverBytes / 3} {
+		ids, err := portal.NewIDs(1)
+		must(t, err)
+		h.put(ids, []portal.EventRow{{Link: &portal.Link{Metadata: make([]byte, size)}}})
+		ranges = append(ranges, ids)
+	}
+	large := ranges[len(ranges)-4:]
+	if h.size > handoverBytes || h.take(large[0]) != nil || h.take(large[1]) != nil || h.take(large[2]) == nil || h.take(large[3]) == nil {
+		t.Errorf("%d bytes kept", h.size)
+	}
+	if len(h.rows) != 0 || h.size != 0 {
+		t.Errorf("%d left, %d bytes", len(h.rows), h.size)
+	}
+}
+
+// Only a process that works jobs holds on to rows.
+func TestHandOverOfAProcess(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.store.HandOver = w.river.HandOver
+	link := w.issue([]byte(contractRequest))
+	must(t, w.open(link, nil))
+	if n := len(w.river.handed.rows); n != 0 {
+		t.Errorf("%d commits are kept for nobody", n)
+	}
+	w.river.works.Store(true) // nobody takes it
+	must(t, w.open(link, nil))
+	if n := len(w.river.handed.rows); n != 1 {
+		t.Errorf("%d commits are kept, want 1", n)
 	}
 }

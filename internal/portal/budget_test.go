@@ -2,6 +2,7 @@ package portal
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -412,6 +413,30 @@ func TestReturnAfterALostStart(t *testing.T) {
 			t.Errorf("%v: audit %s, %d sessions", commits, got, made)
 		}
 		b.checkBooks()
+	}
+}
+
+// A panic about one item fails nobody but it.
+func TestGroupServesApartWhatPanics(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	calls := make([]*groupCall[*linkOpen], 3)
+	for i := range calls {
+		open := &linkOpen{id: l.ID, look: noDetail}
+		if i == 1 {
+			open.look = func(*Link) map[string]any { panic("of the test") }
+		}
+		calls[i] = &groupCall[*linkOpen]{open, make(chan error, 1)}
+	}
+	b.store.opens.serve(calls)
+	for i, c := range calls {
+		if err := <-c.done; errors.Is(err, errPanicked) != (i == 1) || i != 1 && err != nil {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	if n := b.number(`SELECT count(*) FROM audit_events`); n != 2 {
+		t.Errorf("%d rows", n)
 	}
 }
 

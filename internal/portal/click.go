@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -155,6 +156,7 @@ type visit struct {
 	link    *Link     // nil until it is read
 	token   string
 	visitor *Visitor
+	at      time.Time // when it came
 	end     time.Time // of the place that it came back to; zero = none
 
 	// look is what its audit rows tell in detail; nil = a page that comes back by itself to an open
@@ -162,7 +164,7 @@ type visit struct {
 	look func(*Link) map[string]any
 }
 
-// answer finds the link and lets GET and HEAD look at it and POST use it. The token is checked
+// answer lets GET and HEAD look at a link and POST use it. The token is checked
 // before anything else, without the database, and the limits count ahead of it too.
 func (s *ClickServer) answer(r *http.Request) answer {
 	rest, ok := strings.CutPrefix(r.URL.Path, "/l/")
@@ -192,7 +194,7 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), hold+stripeDeadline+2*storeTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.Abort, cancel)()
-	v := &visit{r: r, id: id, token: token, visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
+	v := &visit{r: r, id: id, token: token, at: s.Store.Now(), visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
 	a := s.act(ctx, v, rest[len(token):])
 	if v.link != nil {
 		a.locale = v.link.Locale
@@ -225,7 +227,8 @@ func (s *ClickServer) read(ctx context.Context, v *visit) (err error) {
 	return err
 }
 
-// unread answers where there is no link to answer by, for click where one was to be begun.
+// unread answers where there is no link, or the database did not serve it, for click where one was to be
+// begun.
 func (s *ClickServer) unread(v *visit, click uuid.UUID, err error) answer {
 	if errors.Is(err, ErrNoLink) {
 		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", v.id)
@@ -248,18 +251,18 @@ func (s *ClickServer) place(r *http.Request, rest string, link uuid.UUID) (click
 // look answers GET and HEAD: it changes nothing but the audit.
 func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 	seen := s.Detector.See(v.r, v.visitor.IP, v.id)
-	method, now := v.r.Method, s.Store.Now()
+	method, at := v.r.Method, v.at
 	var verdict Verdict
 	var state State
 	link, err := s.Store.Open(ctx, v.id, func(l *Link) map[string]any {
-		verdict = s.Detector.Look(seen, l.Campaign, now)
-		state = l.StateAt(now)
+		verdict = s.Detector.Look(seen, l.Campaign, at)
+		state = l.StateAt(at)
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": method, "state": state}
 	}, v.visitor)
+	v.link = cmp.Or(link, v.link)
 	if err != nil {
 		return s.unread(v, uuid.Nil, err)
 	}
-	v.link = link
 	s.verdicts.WithLabelValues(verdict.Verdict).Inc()
 	if state != StateLive {
 		return s.gone(v, state)
@@ -270,15 +273,15 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 // press answers POST. Presses of one link at the same time share one session: in this process by
 // waiting for the same answer, and across processes by joining the click that is open.
 func (s *ClickServer) press(ctx context.Context, v *visit) answer {
-	seen, now := s.Detector.See(v.r, v.visitor.IP, v.id), s.Store.Now()
+	seen := s.Detector.See(v.r, v.visitor.IP, v.id)
 	v.look = func(l *Link) map[string]any {
-		verdict := s.Detector.Press(seen, l.Campaign, now)
+		verdict := s.Detector.Press(seen, l.Campaign, v.at)
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals}
 	}
 	if s.Stripe.Spared() {
 		return s.spare(ctx, v)
 	}
-	return s.together(ctx, v, func() (answer, uuid.UUID) { return s.begin(ctx, v, newClickID()) })
+	return s.together(ctx, v, func() served { return s.begin(ctx, v, newClickID()) })
 }
 
 // spare begins no click while Stripe is down.
@@ -296,33 +299,47 @@ func (s *ClickServer) spare(ctx context.Context, v *visit) answer {
 	return s.tryAgain(v, newClickID())
 }
 
-// together lets one press of a link act and gives its answer to those that come meanwhile. Each of
-// them has its row in the audit. Where act served no click (uuid.Nil) there is nothing to share, and
-// the next of them acts.
-func (s *ClickServer) together(ctx context.Context, v *visit, act func() (answer, uuid.UUID)) answer {
-	type result struct {
-		answer answer
-		click  uuid.UUID
-		link   *Link
-	}
+// served is what came of a press that acted.
+type served struct {
+	answer answer
+	click  uuid.UUID // uuid.Nil = none was served
+	dead   State     // the link's, where that is why; empty = it was live
+}
+
+// together lets one press of a link act, and gives its answer to those that come meanwhile.
+func (s *ClickServer) together(ctx context.Context, v *visit, act func() served) answer {
 	acted := false
 	got, _, _ := s.presses.Do(v.id.String(), func() (any, error) {
 		acted = true
-		a, click := act()
-		return result{a, click, v.link}, nil
+		return act(), nil
 	})
-	shared := got.(result)
-	if acted || v.look == nil {
-		return shared.answer
+	first := got.(served)
+	switch {
+	case !acted && v.look != nil:
+		return s.follow(ctx, v, first, act)
+	case first.dead != "":
+		return s.deny(ctx, v, first.dead)
 	}
-	if shared.click == uuid.Nil {
+	return first.answer
+}
+
+// follow answers a press that waited for another one's answer. Its link may have been revoked since
+// that one read it, or have expired before this one came. Where the other served no click there is
+// nothing to share, and the next of them acts. Each has its row in the audit.
+func (s *ClickServer) follow(ctx context.Context, v *visit, first served, act func() served) answer {
+	if err := s.read(ctx, v); err != nil {
+		return s.unread(v, first.click, err)
+	}
+	switch state := v.link.StateAt(v.at); {
+	case state == StateRevoked, state == StateExpired, state != StateLive && first.dead != "":
+		return s.deny(ctx, v, state)
+	case first.click == uuid.Nil:
 		return s.together(ctx, v, act)
 	}
-	v.link = shared.link
-	if err := s.share(ctx, v, shared.click); err != nil {
-		return s.databaseAway(v, shared.click, err)
+	if err := s.share(ctx, v, first.click); err != nil {
+		return s.databaseAway(v, first.click, err)
 	}
-	return shared.answer
+	return first.answer
 }
 
 // share writes down that a press got the session of another one.
@@ -337,37 +354,36 @@ func (s *ClickServer) denied(ctx context.Context, v *visit, click uuid.UUID, rea
 	return s.Store.Denied(ctx, v.link, click, detail, v.visitor)
 }
 
-// begin starts a click under an id, or joins the one that is open, and serves it. It returns the
-// click that it served, uuid.Nil for none.
-func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID) (answer, uuid.UUID) {
+// begin starts a click under an id, or joins the one that is open, and serves it.
+func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID) served {
 	for try := range 5 {
 		// A click that ended while it was looked for makes room for ours, and whoever holds the
 		// link's row is done with it in a moment.
 		if err := sleep(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
-			return s.databaseAway(v, id, err), uuid.Nil
+			return served{answer: s.databaseAway(v, id, err)}
 		}
 		link, err := s.Store.StartClick(ctx, v.id, id, v.look, v.visitor)
-		if err != nil && !errors.Is(err, ErrDenied) {
-			return s.unread(v, id, err), uuid.Nil
-		}
-		v.link = link
+		v.link = cmp.Or(link, v.link)
 		if err == nil {
-			return s.serve(ctx, v, Click{ID: id}), id
+			return served{answer: s.serve(ctx, v, Click{ID: id}), click: id}
+		}
+		if !errors.Is(err, ErrDenied) {
+			return served{answer: s.unread(v, id, err)}
 		}
 		if state := link.StateAt(s.Store.Now()); state != StateLive {
-			return s.deny(ctx, v, state), uuid.Nil
+			return served{dead: state}
 		}
 		switch open, err := s.Store.OpenClick(ctx, link); {
 		case err == nil:
 			if err := s.share(ctx, v, open.ID); err != nil {
-				return s.databaseAway(v, open.ID, err), uuid.Nil
+				return served{answer: s.databaseAway(v, open.ID, err)}
 			}
-			return s.serve(ctx, v, open), open.ID
+			return served{answer: s.serve(ctx, v, open), click: open.ID}
 		case !errors.Is(err, ErrNoClick):
-			return s.databaseAway(v, id, err), uuid.Nil
+			return served{answer: s.databaseAway(v, id, err)}
 		}
 	}
-	return s.tryAgain(v, id), uuid.Nil
+	return served{answer: s.tryAgain(v, id)}
 }
 
 // serve waits for the click's slot, asks Stripe, commits the outcome and redirects. The order is

@@ -50,8 +50,8 @@ func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *St
 
 // Errors of a click's two transactions.
 var (
-	// ErrDenied is returned by StartClick when the link does not stand a click now: it expired,
-	// was revoked or used up since it was read, another click of it is open, or somebody holds
+	// ErrDenied is returned by StartClick when the link does not stand a click now: it has expired,
+	// was revoked or is used up, another click of it is open, or somebody holds
 	// its row at this moment.
 	ErrDenied = errors.New("the link does not allow a session now")
 	// ErrSwept is returned by EndClick when the sweeper has closed the click: its outcome is
@@ -143,12 +143,16 @@ type linkOpen struct {
 }
 
 // Open reads a link by its id and appends link.opened, with the detail that look finds, and its
-// publish job: all in one transaction. It returns ErrNoLink where there is none. look may be called
+// publish job: all in one transaction. It returns ErrNoLink where there is none, and with another error
+// the link where that was read. look may be called
 // more than once, and after Open has returned an error; those that share a transaction wait for it.
 func (s *Store) Open(ctx context.Context, id uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
 	open := &linkOpen{id: id, look: look, visitor: v}
 	if err := s.opens.do(ctx, open); err != nil {
-		return nil, err
+		if ctx.Err() != nil { // its transaction may be at work still
+			return nil, err
+		}
+		return open.link, err
 	}
 	if open.link == nil {
 		return nil, ErrNoLink
@@ -279,7 +283,7 @@ type clickStart struct {
 // called; a crash from here on leaves an open click, which the next press of the link joins, or Sweep
 // closes. ErrDenied means that nothing was written, and comes with the link: a link has one open
 // click at most, which is how presses at the same time, on any replica, come to share one session.
-// ErrNoLink is returned where there is no link.
+// ErrNoLink is returned where there is no link, and with another error the link where that was read.
 func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
 	start := &clickStart{click: click, id: id, look: look, visitor: v}
 	err := s.starts.do(ctx, start)
@@ -287,8 +291,10 @@ func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*
 	switch {
 	case errors.As(err, &pg) && pg.ConstraintName == "clicks_pkey":
 		return start.link, ErrDenied // another return to the same place was quicker
-	case err != nil:
+	case err != nil && ctx.Err() != nil: // its transaction may be at work still
 		return nil, err
+	case err != nil:
+		return start.link, err
 	case start.link == nil:
 		return nil, ErrNoLink
 	case !start.started:
@@ -339,6 +345,9 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 		made, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
 		if err != nil {
 			return fmt.Errorf("reserve uses: %w", err)
+		}
+		if err := tx.Await(ctx); err != nil {
+			return err
 		}
 		events := make([]AuditEvent, 0, len(made))
 		for _, id := range made {

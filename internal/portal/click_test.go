@@ -420,7 +420,7 @@ func TestPressLongAfterACrashBeginsAnew(t *testing.T) {
 	b.checkBooks()
 }
 
-// A link that dies between its reading and the reservation is denied for what it died of.
+// A link that dies between the press and the reservation is denied for what it died of.
 func TestLinkChangesUnderTheClick(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
@@ -433,21 +433,89 @@ func TestLinkChangesUnderTheClick(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	short := b.link(nil)
-	was := b.store.Now
-	ticks := 0
-	b.store.Now = func() time.Time { // expires right after it was looked at
-		if ticks++; ticks > 1 {
-			return was().Add(2 * time.Hour)
-		}
-		return was()
-	}
-	v.id, v.link, v.token = short.ID, short, b.token(short)
+	v.id, v.link, v.token, v.at = short.ID, short, b.token(short), b.clock.now()
+	b.clock.advance(short.ExpiresAt.Sub(v.at))
 	if got := b.click.press(t.Context(), v); got.page != pageExpired {
 		t.Errorf("%+v", got)
 	}
 	if len(b.sim.Calls()) != 0 {
 		t.Error("Stripe was called")
 	}
+}
+
+// A press that waited for another one's answer gets it only where its own link is good for it.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	got := answer{location: "https://billing.example.com/p/session/x"}
+	revoke := func(l *Link) {
+		if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	use := func(l *Link) { b.post(l).want(t, 303, "") }
+	for name, c := range map[string]struct {
+		before func(*Link)
+		late   time.Duration // when it came
+		first  served
+		want   page // pageConfirm stands for what the next one to act gets
+		reason string
+	}{
+		"live":                                  {first: served{answer: got, click: newClickID()}, reason: "shared"},
+		"used up by the first":                  {before: use, first: served{answer: got, click: newClickID()}, reason: "shared"},
+		"revoked meanwhile":                     {before: revoke, first: served{answer: got, click: newClickID()}, want: pageRevoked, reason: "revoked"},
+		"expired when it came":                  {late: 1000 * time.Hour, first: served{answer: got, click: newClickID()}, want: pageExpired, reason: "expired"},
+		"dead for the first":                    {before: revoke, first: served{dead: StateRevoked}, want: pageRevoked, reason: "revoked"},
+		"expired for the first":                 {late: 1000 * time.Hour, first: served{dead: StateExpired}, want: pageExpired, reason: "expired"},
+		"nothing was served":                    {want: pageConfirm},
+		"revoked, and the first was not served": {before: revoke, want: pageRevoked, reason: "revoked"},
+	} {
+		l := b.link(maxSessions(1))
+		if c.before != nil {
+			c.before(l)
+		}
+		rows := len(b.audit(l))
+		v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, token: b.token(l), at: b.clock.now().Add(c.late), visitor: &Visitor{IP: netip.IPv6Loopback()}}
+		v.look = func(*Link) map[string]any { return map[string]any{} }
+		a := b.click.follow(t.Context(), v, c.first, func() served { return served{answer: answer{page: pageConfirm}} })
+		if a.page != c.want || c.want == "" && a.location != got.location {
+			t.Errorf("%s: %+v", name, a)
+		}
+		if c.reason == "" {
+			continue
+		}
+		if after := b.audit(l)[rows:]; len(after) != 1 || after[0].Kind != ClickDenied || after[0].Detail["reason"] != c.reason {
+			t.Errorf("%s: audit %+v", name, after)
+		}
+	}
+}
+
+// Whatever goes wrong, its page is in the link's language where the link could be read.
+func TestErrorPagesSpeakTheLinksLanguage(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(func(l *Link) { l.Session = []byte(`{"customer": "cus_1", "locale": "de"}`) })
+	for _, method := range []string{"GET", "POST"} {
+		b.commits.Script(failed)
+		got := b.do(method, "/l/"+b.token(l), "Accept-Language", "en")
+		if got.status != 503 || !strings.Contains(got.body, `lang="de"`) {
+			t.Errorf("%s: %d %s", method, got.status, got.body)
+		}
+	}
+}
+
+// Revoked and expired links are told so, whether Stripe is away or not.
+func TestDeadLinkWhileStripeIsSpared(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
+		t.Fatal(err)
+	}
+	b.spareForAnHour()
+	b.stripe.breaker.Open()
+	b.post(l).want(t, 410, pageRevoked)
+	b.post(b.link(nil)).want(t, 503, pageTryAgain)
 }
 
 func TestClickMetrics(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -96,14 +97,14 @@ func (g *group[T]) gather() {
 }
 
 // serve commits calls together, and each apart where one of them is in the way: the database
-// refuses its value, or somebody holds its row. So none fails for another's sake.
+// refuses its value, somebody holds its row, or it panics. So none fails for another's sake.
 func (g *group[T]) serve(calls []*groupCall[T]) {
 	items := make([]T, len(calls))
 	for i, c := range calls {
 		items[i] = c.item
 	}
 	err := g.try(items)
-	if len(calls) > 1 && (RefusesValue(err) || waitsForLock(err)) {
+	if len(calls) > 1 && (RefusesValue(err) || waitsForLock(err) || errors.Is(err, errPanicked)) {
 		// A few at a time, or those behind several held rows would wait longer than they can.
 		var apart errgroup.Group
 		apart.SetLimit(apartAtATime)
@@ -121,13 +122,15 @@ func (g *group[T]) serve(calls []*groupCall[T]) {
 func (g *group[T]) try(items []T) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // no handler's recover is on this goroutine
-			err = fmt.Errorf("panic in a transaction: %s", typeName(p))
+			err = fmt.Errorf("%w: %s\n%s", errPanicked, typeName(p), debug.Stack())
 		}
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
 	defer cancel()
 	return g.commit(ctx, items)
 }
+
+var errPanicked = errors.New("panic in a transaction; please report it with this stack")
 
 // waitsForLock tells that lock_timeout ended the wait for a row, or Postgres a deadlock.
 func waitsForLock(err error) bool {

@@ -25,7 +25,7 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 			return s.look(ctx, v)
 		}
 		v.look = returned
-		return s.together(ctx, v, func() (answer, uuid.UUID) { return s.begin(ctx, v, click.ID) })
+		return s.together(ctx, v, func() served { return s.begin(ctx, v, click.ID) })
 	case err != nil:
 		return s.databaseAway(v, id, err)
 	case s.justCreated(click) && s.Limits.Replay(v.id, s.Store.Now()):
@@ -42,7 +42,7 @@ func (s *ClickServer) comeBack(ctx context.Context, v *visit, id uuid.UUID) answ
 		}
 		return s.tryAgain(v, click.ID)
 	}
-	return s.together(ctx, v, func() (answer, uuid.UUID) { return s.serve(ctx, v, click), click.ID })
+	return s.together(ctx, v, func() served { return served{answer: s.serve(ctx, v, click), click: click.ID} })
 }
 
 func returned(*Link) map[string]any { return map[string]any{"returned": true} }

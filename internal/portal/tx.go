@@ -28,8 +28,10 @@ func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx *Tx) error) error {
 	defer conn.Release() // closes a connection whose transaction is open still
 	tx := &Tx{conn: conn.Conn(), unsent: &pgx.Batch{}}
 	tx.unsent.Queue("begin")
-	err = f(tx)
-	if err == nil && tx.failed == nil {
+	if err = f(tx); err == nil {
+		err = tx.Await(ctx)
+	}
+	if err == nil {
 		err = tx.Commit(ctx)
 	}
 	err = cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so

@@ -227,11 +227,12 @@ func TestQueryLaterFails(t *testing.T) {
 			"Await": func(tx *Tx) error { return tx.Await(t.Context()) },
 		} {
 			err := InTx(t.Context(), pool, func(tx *Tx) error {
+				add(t, tx, 1)
 				tx.QueryLater(read, sql)
 				return next(tx)
 			})
-			if err == nil || err.Error() != want {
-				t.Errorf("%s, then %s: %v", sql, name, err)
+			if got := numbers(t, pool); err == nil || err.Error() != want || len(got) != 0 {
+				t.Errorf("%s, then %s: %v, and %v are written", sql, name, err, got)
 			}
 		}
 	}
