@@ -317,6 +317,8 @@ func (s *ClickServer) together(ctx context.Context, v *visit, act func() served)
 	switch {
 	case !acted && v.look != nil:
 		return s.follow(ctx, v, first, act)
+	case !acted && first.dead != "": // which says nothing of an open click that its page comes back to
+		return s.together(ctx, v, act)
 	case first.dead != "":
 		return s.deny(ctx, v, first.dead)
 	}
@@ -325,7 +327,8 @@ func (s *ClickServer) together(ctx context.Context, v *visit, act func() served)
 
 // follow answers a press that waited for another one's answer. Its link may have been revoked since
 // that one read it, or have expired before this one came. Where the other served no click there is
-// nothing to share, and the next of them acts. Each has its row in the audit.
+// nothing to share, and the next of them acts. Each has its row in the audit, with a verdict that is
+// found only now.
 func (s *ClickServer) follow(ctx context.Context, v *visit, first served, act func() served) answer {
 	if err := s.read(ctx, v); err != nil {
 		return s.unread(v, first.click, err)

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -488,6 +489,31 @@ func TestFollow(t *testing.T) {
 			t.Errorf("%s: audit %+v", name, after)
 		}
 	}
+}
+
+// A page that comes back to its open click does so although somebody else found the link dead.
+func TestComeBackBehindAPressOfADeadLink(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &ClickServer{}
+		release, answered := make(chan struct{}), make(chan answer, 1)
+		id := newClickID()
+		go func() {
+			_, _, _ = s.presses.Do(id.String(), func() (any, error) {
+				<-release
+				return served{dead: StateExpired}, nil
+			})
+		}()
+		synctest.Wait()
+		go func() {
+			answered <- s.together(t.Context(), &visit{id: id}, func() served { return served{answer: answer{page: pageWaiting}, click: id} })
+		}()
+		synctest.Wait() // it waits for the press
+		close(release)
+		if a := <-answered; a.page != pageWaiting {
+			t.Errorf("%+v", a)
+		}
+	})
 }
 
 // Whatever goes wrong, its page is in the link's language where the link could be read.
