@@ -16,9 +16,8 @@ import (
 	"latchkey/internal/portal"
 )
 
-// PublishArgs names the audit rows of one commit whose events are to be published. Not each id needs to
-// have a row. Ids only: the
-// URL of link.issued is computed when the event is made.
+// PublishArgs names the audit rows of one commit whose events are to be published; not each id needs to
+// have a row. Ids only: the URL of link.issued is computed when the event is made.
 type PublishArgs struct {
 	Rows []portal.IDRange `json:"rows"`
 }

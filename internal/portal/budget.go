@@ -40,7 +40,7 @@ func NewBudget(pool *pgxpool.Pool, rate float64, now func() time.Time, reg prome
 		inLine:  prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_waiting_pages_total", Help: "Waiting pages that were shown."}),
 		lowered: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_lowered_total", Help: "429s of Stripe that lowered the pace."}),
 	}
-	b.takes = group[*take]{commit: b.serve, workers: 1, most: 256}
+	b.takes = group[*take]{commit: b.serve, most: 256}
 	if reg != nil {
 		reg.MustRegister(b.waits, b.inLine, b.lowered)
 	}

@@ -38,13 +38,12 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
 	s := &Store{Pool: pool, Publish: publish, HandOver: func(IDRange, []EventRow) {}, Now: now}
 	const most = 256 // rows of a transaction
-	// One worker each: the larger the groups, the better. Two wait for still larger ones, since each
-	// group of theirs has a publish job.
-	s.links = group[*linkRead]{commit: s.readLinks, workers: 1, most: most}
-	s.opens = group[*linkOpen]{commit: s.openLinks, workers: 1, most: most, enough: 32, linger: 200 * time.Microsecond}
-	s.appends = group[AuditEvent]{commit: s.appendTogether, workers: 1, most: most}
-	s.starts = group[*clickStart]{commit: s.startClicks, workers: 1, most: most}
-	s.ends = group[*clickEnd]{commit: s.endClicks, workers: 1, most: most, enough: 48, linger: time.Millisecond}
+	// Two linger for larger groups, since each group of theirs has a publish job.
+	s.links = group[*linkRead]{commit: s.readLinks, most: most}
+	s.opens = group[*linkOpen]{commit: s.openLinks, most: most, enough: 32, linger: 200 * time.Microsecond}
+	s.appends = group[AuditEvent]{commit: s.appendTogether, most: most}
+	s.starts = group[*clickStart]{commit: s.startClicks, most: most}
+	s.ends = group[*clickEnd]{commit: s.endClicks, most: most, enough: 48, linger: time.Millisecond}
 	return s
 }
 
@@ -144,8 +143,8 @@ type linkOpen struct {
 
 // Open reads a link by its id and appends link.opened, with the detail that look finds, and its
 // publish job: all in one transaction. It returns ErrNoLink where there is none, and with another error
-// the link where that was read. look may be called
-// more than once, and after Open has returned an error; those that share a transaction wait for it.
+// the link where that was read. look may be called more than once, and after Open has returned an
+// error; those that share a transaction wait for it.
 func (s *Store) Open(ctx context.Context, id uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
 	open := &linkOpen{id: id, look: look, visitor: v}
 	if err := s.opens.do(ctx, open); err != nil {

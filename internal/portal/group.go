@@ -19,16 +19,15 @@ import (
 // of it.
 type group[T any] struct {
 	// commit serves items in one transaction and leaves what it found in them.
-	commit  func(ctx context.Context, items []T) error
-	workers int // transactions at a time
-	most    int // items in a transaction
+	commit func(ctx context.Context, items []T) error
+	most   int // items in a transaction
 	// With fewer than enough waiting, a worker that comes from a group lingers for more.
 	enough int
 	linger time.Duration
 
 	mu      sync.Mutex
 	waiting []*groupCall[T]
-	running int
+	running bool // a worker is at it; one at a time, for the larger the groups, the better
 }
 
 type groupCall[T any] struct {
@@ -49,8 +48,8 @@ func (g *group[T]) do(ctx context.Context, item T) error {
 	call := &groupCall[T]{item, make(chan error, 1)}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, call)
-	if g.running < g.workers {
-		g.running++
+	if !g.running {
+		g.running = true
 		go g.run()
 	}
 	g.mu.Unlock()
@@ -74,7 +73,7 @@ func (g *group[T]) run() {
 		g.mu.Lock()
 		n := min(len(g.waiting), g.most)
 		if n == 0 {
-			g.running--
+			g.running = false
 			g.mu.Unlock()
 			return
 		}
