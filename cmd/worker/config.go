@@ -37,6 +37,11 @@ type Config struct {
 	BrandColor        string        `envconfig:"BRAND_COLOR"`                         // of the button; #rgb, #rrggbb
 	SupportURL        string        `envconfig:"SUPPORT_URL"`                         // on the pages; https or mailto
 	PortalLoginURL    string        `envconfig:"PORTAL_LOGIN_URL"`                    // Stripe's own login page
+	SMTPURL           string        `envconfig:"SMTP_URL" secret:"true"`              // smtp://user:pass@host:587, smtps://…; empty: no mail
+	SMTPRate          float64       `envconfig:"SMTP_RATE" default:"20"`              // mails a second, each process
+	MailFrom          string        `envconfig:"MAIL_FROM"`                           // address, with or without a display name
+	TemplateDir       string        `envconfig:"TEMPLATE_DIR"`                        // mail templates beside or in place of the built-in ones
+	WebhookSecrets    string        `envconfig:"WEBHOOK_SECRETS" secret:"true"`       // whsec_…, the first signs
 	Roles             []string      `envconfig:"ROLES" default:"intake,jobs,click"`   //
 	LogLevel          string        `envconfig:"LOG_LEVEL" default:"info"`            // debug, info, warn, error
 	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text

@@ -103,7 +103,7 @@ func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string) erro
 	for name, endpoint := range map[string]struct {
 		subject string
 		handle  func(context.Context, []byte) (any, error)
-	}{"create": {CreateSubject, s.create}, "get": {GetSubject, s.get}, "revoke": {RevokeSubject, s.revoke}} {
+	}{"create": {CreateSubject, s.answerCreate}, "get": {GetSubject, s.answerGet}, "revoke": {RevokeSubject, s.answerRevoke}} {
 		err := srv.AddEndpoint(name, micro.HandlerFunc(func(req micro.Request) {
 			select {
 			case slots <- struct{}{}:
@@ -188,9 +188,9 @@ var (
 	errStopping   = errors.New("this worker stops")
 )
 
-// create issues a link and answers, after the same commit that intake makes, with link.issued's
-// data.
-func (s *Service) create(ctx context.Context, body []byte) (any, error) {
+// Create issues the link of a request and returns, after the same commit that intake makes, the data of
+// link.issued. A request that can't be served is a *Rejection.
+func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, err
@@ -205,7 +205,11 @@ func (s *Service) create(ctx context.Context, body []byte) (any, error) {
 	return s.Issuer.Issued(item.Link)
 }
 
-func (s *Service) revoke(ctx context.Context, body []byte) (any, error) {
+func (s *Service) answerCreate(ctx context.Context, body []byte) (any, error) {
+	return s.Create(ctx, body)
+}
+
+func (s *Service) answerRevoke(ctx context.Context, body []byte) (any, error) {
 	var r portal.Revocation
 	// Strict: a selector misspelled beside another one must not revoke more than was meant.
 	if err := json.Unmarshal(body, &r, json.RejectUnknownMembers(true)); err != nil {
@@ -215,14 +219,20 @@ func (s *Service) revoke(ctx context.Context, body []byte) (any, error) {
 	return RevokeResponse{Revoked: n}, err
 }
 
-func (s *Service) get(ctx context.Context, body []byte) (any, error) {
+func (s *Service) answerGet(ctx context.Context, body []byte) (any, error) {
 	var r GetRequest
 	if err := json.Unmarshal(body, &r, json.RejectUnknownMembers(true)); err != nil || r.ID == "" {
 		return nil, errBadRequest
 	}
-	link, err := s.find(ctx, r.ID)
+	return s.Get(ctx, r.ID)
+}
+
+// Get tells of a link by its id, its request's id, or a click's, and of a rejected request by its id. It
+// returns portal.ErrNoLink where there is none of these.
+func (s *Service) Get(ctx context.Context, id string) (*Status, error) {
+	link, err := s.find(ctx, id)
 	if errors.Is(err, portal.ErrNoLink) {
-		return s.rejected(ctx, r.ID)
+		return s.rejected(ctx, id)
 	}
 	if err != nil {
 		return nil, err
@@ -237,13 +247,17 @@ func (s *Service) get(ctx context.Context, body []byte) (any, error) {
 	if err := s.Store.Pool.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE link_id = $1`, link.ID).Scan(&total); err != nil {
 		return nil, fmt.Errorf("count audit rows: %w", err)
 	}
+	return &Status{Link: s.linkStatus(link), Timeline: timeline(rows), Omitted: max(0, total-len(rows))}, nil
+}
+
+func (s *Service) linkStatus(link *portal.Link) *LinkStatus {
 	status := &LinkStatus{EventData: newEventData(link), State: link.StateAt(s.Store.Now()),
 		CreatedAt: link.CreatedAt.UTC(), ExpiresAt: link.ExpiresAt.UTC(), SessionsCreated: link.SessionsCreated, MaxSessions: link.MaxSessions}
 	if !link.RevokedAt.IsZero() {
 		at := link.RevokedAt.UTC()
 		status.RevokedAt = &at
 	}
-	return Status{Link: status, Timeline: timeline(rows), Omitted: max(0, total-len(rows))}, nil
+	return status
 }
 
 // timelineRows bounds an answer; the audit itself has all.
@@ -267,7 +281,7 @@ func (s *Service) find(ctx context.Context, id string) (*portal.Link, error) {
 }
 
 // rejected finds what became of a request that has no link.
-func (s *Service) rejected(ctx context.Context, requestID string) (any, error) {
+func (s *Service) rejected(ctx context.Context, requestID string) (*Status, error) {
 	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `kind = 'request.rejected' AND request_id = $2`, requestID)
 	if err != nil {
 		return nil, err
@@ -275,7 +289,7 @@ func (s *Service) rejected(ctx context.Context, requestID string) (any, error) {
 	if len(rows) == 0 {
 		return nil, portal.ErrNoLink
 	}
-	return Status{Timeline: timeline(rows)}, nil
+	return &Status{Timeline: timeline(rows)}, nil
 }
 
 func timeline(rows []portal.AuditEvent) []Happening {
