@@ -68,7 +68,7 @@ func setup(t *testing.T) string {
 	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: pool, JetStream: js, Keys: keys, BaseURL: base, Now: time.Now, Log: log})
 	check(t, err)
 	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
-	service := &jobs.Service{Issuer: issuer, Store: portal.NewStore(pool, queue.Publish, time.Now), Log: log}
+	service := jobs.NewService(issuer, portal.NewStore(pool, queue.Publish, time.Now), log)
 	ctx, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = jobs.NewIntake(js, issuer, log, nil).Run(ctx) })

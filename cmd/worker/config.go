@@ -10,7 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"latchkey/internal/cli"
 	"latchkey/internal/config"
+	"latchkey/internal/jobs"
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
@@ -41,13 +44,18 @@ type Config struct {
 	SMTPRate          float64       `envconfig:"SMTP_RATE" default:"20"`              // mails a second, each process
 	MailFrom          string        `envconfig:"MAIL_FROM"`                           // address, with or without a display name
 	TemplateDir       string        `envconfig:"TEMPLATE_DIR"`                        // mail templates beside or in place of the built-in ones
-	WebhookSecrets    string        `envconfig:"WEBHOOK_SECRETS" secret:"true"`       // whsec_…, the first signs
+	WebhookSecrets    string        `envconfig:"WEBHOOK_SECRETS" secret:"true"`       // whsec_…,…; empty: no webhooks
+	WebhookPrivate    bool          `envconfig:"WEBHOOK_ALLOW_PRIVATE"`               // targets on loopback and private addresses
+	WebhookSubs       string        `envconfig:"WEBHOOK_SUBSCRIPTIONS" secret:"true"` // kind,kind=url *=url …
 	Roles             []string      `envconfig:"ROLES" default:"intake,jobs,click"`   //
 	LogLevel          string        `envconfig:"LOG_LEVEL" default:"info"`            // debug, info, warn, error
 	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text
 
-	keys    *portal.Keyring // of LinkKeys
-	proxies []netip.Prefix  // of TrustedProxyCIDRs
+	keys          *portal.Keyring     // of LinkKeys
+	proxies       []netip.Prefix      // of TrustedProxyCIDRs
+	templates     *notify.Templates   // of TemplateDir; nil without SMTPURL
+	webhooks      *notify.Webhooks    // of WebhookSecrets; nil without
+	subscriptions []jobs.Subscription // of WebhookSubs
 }
 
 // The roles of a process.
@@ -109,6 +117,8 @@ func (c *Config) validate(p *config.Problems) {
 	c.validateLinks(p)
 	c.validatePages(p)
 	c.validateServers(p)
+	c.validateEmail(p)
+	c.validateWebhooks(p)
 }
 
 func (c *Config) validateLinks(p *config.Problems) {
@@ -183,6 +193,25 @@ func (c *Config) validateServers(p *config.Problems) {
 	}
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		p.Add("LOG_FORMAT", "must be json or text")
+	}
+}
+
+// validateWebhooks makes what posts webhooks; it connects to nothing.
+func (c *Config) validateWebhooks(p *config.Problems) {
+	if c.WebhookSecrets == "" {
+		if c.WebhookSubs != "" {
+			p.Add("WEBHOOK_SECRETS", "is required for WEBHOOK_SUBSCRIPTIONS, such as whsec_ and what 'openssl rand -base64 32' prints")
+		}
+		return
+	}
+	webhooks, err := notify.NewWebhooks(notify.WebhookConfig{Secrets: strings.Split(c.WebhookSecrets, ","), AllowPrivate: c.WebhookPrivate, UserAgent: "Latchkey/" + cli.Version})
+	if err != nil {
+		p.Add("WEBHOOK_SECRETS", "%v", err)
+		return
+	}
+	c.webhooks = webhooks
+	if c.subscriptions, err = jobs.ParseSubscriptions(c.WebhookSubs, webhooks); err != nil {
+		p.Add("WEBHOOK_SUBSCRIPTIONS", "%v", err)
 	}
 }
 

@@ -128,7 +128,7 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 	}
 	r := &roles{river: river, store: portal.NewStore(b.pool, river.Publish, time.Now)}
 	r.store.HandOver = river.HandOver
-	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
+	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
 		Budget: budget, Log: log, Registerer: reg})
@@ -172,7 +172,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer stopIntake()
 	if cfg.has(roleIntake) {
 		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
-		service := &jobs.Service{Issuer: role.issuer, Store: role.store, Log: log}
+		service := jobs.NewService(role.issuer, role.store, log)
 		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version) })
 	}
 	if cfg.has(roleJobs) {
