@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"latchkey/internal/brand"
 	"latchkey/internal/cli"
 	"latchkey/internal/config"
 	"latchkey/internal/jobs"
@@ -158,7 +159,7 @@ func (c *Config) validatePages(p *config.Problems) {
 		}
 	}
 	if c.BrandColor != "" {
-		if _, err := portal.ParseColor(c.BrandColor); err != nil {
+		if _, err := brand.ParseColor(c.BrandColor); err != nil {
 			p.Add("BRAND_COLOR", "%v", err)
 		}
 	}
