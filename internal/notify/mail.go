@@ -2,6 +2,7 @@ package notify
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	netmail "net/mail"
@@ -39,10 +40,6 @@ const (
 	maxAddress   = 254
 )
 
-// maxSubject is in characters. What is longer is cut: no reader shows it, and a longer word could
-// not be broken into lines.
-const maxSubject = 250
-
 // maxURI keeps List-Unsubscribe, which can't be broken, within RFC 5322's line of 998 bytes.
 const maxURI = 900
 
@@ -63,7 +60,8 @@ func (s *sender) compose(m Mail) (*composed, error) {
 	msg.ToMailAddress(to)
 	msg.SetDateWithValue(m.Date.UTC())
 	msg.SetMessageIDWithValue(s.messageID(m.DeliveryID))
-	msg.Subject(subject(m.Subject))
+	// Preformatted, since go-mail breaks before a long first word, and some readers then see a space too many.
+	msg.SetGenHeaderPreformatted(mail.HeaderSubject, encodedSubject(oneLine(m.Subject)))
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: vacation responders keep quiet
 	msg.SetGenHeader("X-Auto-Response-Suppress", "All")  // the same for Exchange
 	if err := unsubscribe(msg, m.ListUnsubscribe); err != nil {
@@ -127,17 +125,27 @@ var domains = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainNa
 // angled quotes the local part where it has to be.
 func angled(a *netmail.Address) string { return (&netmail.Address{Address: a.Address}).String() }
 
-// subject is one line without control characters. Runs of spaces would fold into lines that are empty
-// for some readers, and so end the header; and what looks like an encoded word (RFC 2047) would be decoded
-// by the reader, to anything at all.
-func subject(s string) string {
-	s = strings.ReplaceAll(oneLine(s), "=?", "= ?")
-	if utf8.RuneCountInString(s) <= maxSubject {
+// encodedSubject is a subject as it is, where that is safe, or in encoded words (RFC 2047). Those also take
+// words that could not be broken into lines, and what a reader would take for an encoded word.
+func encodedSubject(s string) string {
+	const line, chunk = 66, 36 // characters beside "Subject: "; bytes of which an encoded word is made
+	if len(s) <= line && isASCII(s) && !strings.Contains(s, "=?") {
 		return s
 	}
-	return string([]rune(s)[:maxSubject-1]) + "…"
+	var words []string
+	for s != "" {
+		n := min(chunk, len(s))
+		for n < len(s) && !utf8.RuneStart(s[n]) {
+			n--
+		}
+		words = append(words, "=?utf-8?b?"+base64.StdEncoding.EncodeToString([]byte(s[:n]))+"?=")
+		s = s[n:]
+	}
+	return strings.Join(words, "\r\n ")
 }
 
+// oneLine has no control characters and no runs of spaces: these would fold into lines that are empty for some
+// readers, and so end the header.
 func oneLine(s string) string {
 	return strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
 }
@@ -152,9 +160,9 @@ func unsubscribe(msg *mail.Msg, uri string) error {
 	if bad || (u.Scheme != "mailto" || u.Opaque == "") && (u.Scheme != "https" || u.Host == "") {
 		return &MailError{EnhancedStatus: "5.6.0", words: "ListUnsubscribe must be an https or mailto URI"}
 	}
-	msg.SetGenHeader("List-Unsubscribe", "<"+uri+">")
+	msg.SetGenHeaderPreformatted(mail.HeaderListUnsubscribe, "<"+uri+">")
 	if u.Scheme == "https" {
-		msg.SetGenHeader("List-Unsubscribe-Post", "List-Unsubscribe=One-Click")
+		msg.SetGenHeader(mail.HeaderListUnsubscribePost, "List-Unsubscribe=One-Click")
 	}
 	return nil
 }

@@ -95,12 +95,12 @@ func classify(step string, err error, own bool) error {
 	return &MailError{Code: answer.Code, EnhancedStatus: status, Temporary: answer.Code < 500, Step: step}
 }
 
-// aboutMail: 421 ends the connection, whatever was asked (RFC 5321, 3.8); 454, 530, 534, 535 and 538
-// ask for authentication or TLS (RFC 4954, RFC 3207); and a 5xx to MAIL, which names MAIL_FROM alone,
+// aboutMail: 421 ends the connection, whatever was asked (RFC 5321, 3.8); 530, 534, 535 and 538 ask for
+// authentication or TLS (RFC 4954, RFC 3207), while Postfix says 454 of a recipient it does not relay to; and a 5xx to MAIL, which names MAIL_FROM alone,
 // would be the same for every mail: a wrong setting or a used up quota must lose none.
 func aboutMail(step string, code int, own bool) bool {
 	switch code {
-	case 421, 454, 530, 534, 535, 538:
+	case 421, 530, 534, 535, 538:
 		return false
 	}
 	switch step {
