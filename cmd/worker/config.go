@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"latchkey/internal/brand"
 	"latchkey/internal/cli"
 	"latchkey/internal/config"
@@ -195,6 +197,38 @@ func (c *Config) validateServers(p *config.Problems) {
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		p.Add("LOG_FORMAT", "must be json or text")
 	}
+}
+
+// validateEmail makes what mails need; it connects to nothing.
+func (c *Config) validateEmail(p *config.Problems) {
+	if c.SMTPURL == "" {
+		return
+	}
+	if c.MailFrom == "" {
+		p.Add("MAIL_FROM", "is required for SMTP_URL, such as Example Inc. <billing@example.com>")
+	}
+	if !p.Has("SMTP_RATE") && !(c.SMTPRate > 0 && c.SMTPRate <= 1e6) {
+		p.Add("SMTP_RATE", "must be a number of mails a second, above 0")
+	}
+	if p.Has("MAIL_FROM") || p.Has("SMTP_RATE") || p.Has("BRAND_COLOR") || p.Has("SUPPORT_URL") {
+		return
+	}
+	if _, err := c.mailer(nil, nil); err != nil {
+		*p = append(*p, err.Error())
+	}
+	templates, err := notify.LoadTemplates(notify.TemplatesConfig{Dir: c.TemplateDir, Brand: c.BrandName, LogoURL: c.BrandLogoURL, Color: c.BrandColor, SupportURL: c.SupportURL})
+	if err != nil {
+		p.Add("TEMPLATE_DIR", "%v", err)
+	}
+	c.templates = templates
+}
+
+// mailer sends mails by SMTP_URL; nil where there is none.
+func (c *Config) mailer(log *slog.Logger, reg prometheus.Registerer) (*notify.Mailer, error) {
+	if c.SMTPURL == "" {
+		return nil, nil
+	}
+	return notify.NewMailer(notify.MailerConfig{URL: c.SMTPURL, From: c.MailFrom, Rate: c.SMTPRate, Log: log, Metrics: reg})
 }
 
 // validateWebhooks makes what posts webhooks; it connects to nothing.

@@ -70,7 +70,7 @@ func everyMail(t *testing.T, chromium context.Context) {
 	long := strings.Repeat("unbroken", 250)
 	for _, s := range []struct {
 		what, fill, name, locale string
-		data                      map[string]any
+		data                     map[string]any
 	}{
 		{"english", "#0b7a75", "payment_failed", "en", map[string]any{"name": "Jo", "amount": "€ 49.00"}},
 		{"german", "#ffe600", "card_expiring", "de", map[string]any{"name": "Jo", "card": "Visa •••• 4242"}},

@@ -97,9 +97,6 @@ func smtpDetail(e *notify.MailError) map[string]any {
 	return detail
 }
 
-// defaultTemplate is for a request that names none.
-const defaultTemplate = "generic"
-
 func (w *emailWorker) send(ctx context.Context, d *delivery) error {
 	issued, err := issuedData(w.keys, w.baseURL, d.link)
 	if err != nil {
@@ -111,11 +108,7 @@ func (w *emailWorker) send(ctx context.Context, d *delivery) error {
 			return errors.New("the data of the mail can't be read")
 		}
 	}
-	template := d.Template
-	if template == "" {
-		template = defaultTemplate
-	}
-	content, err := w.templates.Render(template, d.link.Locale, notify.MailLink{URL: issued.URL, ExpiresAt: issued.ExpiresAt}, data)
+	content, err := w.templates.Render(d.Template, d.link.Locale, notify.MailLink{URL: issued.URL, ExpiresAt: issued.ExpiresAt}, data)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func values(data map[string]any) map[string]string {
 }
 
 // say fills in what a mail says: data's own words where there are some, else the template's.
-func (m *Mail) say(template string, w *locale.Words) {
+func (m *MailView) say(template string, w *locale.Words) {
 	if w.Get(template+".subject") == "" {
 		template = DefaultTemplate // one of the operator's
 	}
@@ -83,22 +83,22 @@ func fill(text, hole, value string) string { return strings.Replace(text, "{"+ho
 
 // line makes a text one line, of at most limit characters.
 func line(s string, limit int) string {
-	return cut(oneLine(harmless(s)), limit)
+	return cut(singleSpaced(harmless(s)), limit)
 }
 
 // paragraph keeps a text's line breaks, with no more than one empty line in a row.
 func paragraph(s string, limit int) string {
 	rows := strings.Split(harmless(s), "\n")
 	for i := range rows {
-		rows[i] = oneLine(rows[i])
+		rows[i] = singleSpaced(rows[i])
 	}
 	return cut(strings.Trim(emptyLines.ReplaceAllLiteralString(strings.Join(rows, "\n"), "\n\n"), "\n"), limit)
 }
 
 var emptyLines = regexp.MustCompile(`\n{3,}`)
 
-// oneLine joins with single spaces. No-break spaces stay: amounts have them.
-func oneLine(s string) string {
+// singleSpaced joins with single spaces. No-break spaces stay: amounts have them.
+func singleSpaced(s string) string {
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == ' ' || r == '\n' }), " ")
 }
 
