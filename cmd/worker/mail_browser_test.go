@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/chromedp"
+
 	"latchkey/internal/brand"
 	"latchkey/internal/notify"
 )
@@ -63,7 +65,7 @@ func (m *mailbox) put(fill, name, tag string, data map[string]any) string {
 	return m.URL + "/mail/" + path
 }
 
-// Mails in a desktop's window, light and dark, and in one of 320 px: readable, nothing cut, nothing
+// Mails in a window of 600 px, light and dark, and in one of 320 px: readable, nothing cut, nothing
 // wider than the window, whatever words and colours are in them.
 func everyMail(t *testing.T, chromium context.Context) {
 	m, b := openMailbox(t), (&deployment{t: t}).open(chromium)
@@ -81,7 +83,7 @@ func everyMail(t *testing.T, chromium context.Context) {
 		{"long-korean", "#777777", "payment_failed", "ko", map[string]any{"amount": long, "message": long}},
 	} {
 		url := m.put(s.fill, s.name, s.locale, s.data)
-		b.desktop()
+		b.do("600 px", chromedp.EmulateViewport(600, 800))
 		b.scheme("light")
 		b.visit(url)
 		light := b.wantReadable(s.what + ", light")

@@ -1,6 +1,7 @@
 package notify_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -273,15 +274,13 @@ func FuzzRenderData(f *testing.F) {
 		if !templates.Has(name) {
 			name = "own"
 		}
-		for _, numbers := range []bool{true, false} {
-			var data map[string]any
-			d := json.NewDecoder(strings.NewReader(string(body)))
-			if numbers {
-				d.UseNumber()
-			}
-			if d.Decode(&data) == nil {
-				checkHarmless(t, templates, name, tag, data)
-			}
+		var data map[string]any
+		d := json.NewDecoder(bytes.NewReader(body))
+		if len(body)%2 == 0 { // numbers come as either
+			d.UseNumber()
+		}
+		if d.Decode(&data) == nil {
+			checkHarmless(t, templates, name, tag, data)
 		}
 	})
 }
