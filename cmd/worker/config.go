@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"latchkey/internal/brand"
 	"latchkey/internal/config"
 	"latchkey/internal/portal"
 )
@@ -148,7 +149,7 @@ func (c *Config) validatePages(p *config.Problems) {
 		}
 	}
 	if c.BrandColor != "" {
-		if _, err := portal.ParseColor(c.BrandColor); err != nil {
+		if _, err := brand.ParseColor(c.BrandColor); err != nil {
 			p.Add("BRAND_COLOR", "%v", err)
 		}
 	}
