@@ -46,7 +46,7 @@ func values(data map[string]any) map[string]string {
 }
 
 // say fills in what a mail says: data's own words where there are some, else the template's.
-func (m *Mail) say(template string, w *locale.Words) {
+func (m *MailView) say(template string, w *locale.Words) {
 	if w.Get(template+".subject") == "" {
 		template = DefaultTemplate // one of the operator's
 	}

@@ -40,14 +40,14 @@ type TemplatesConfig struct {
 
 // Templates are the built-in mails and the operator's, parsed. It may be used concurrently.
 type Templates struct {
-	look  Mail // what is the same in each mail
+	look  MailView // what is the same in each mail
 	words map[string]*locale.Words
 	mails map[string]map[string]parts // by name and locale
 }
 
-// Mail is what a template shows: text, never markup. Templates name its fields, so they are part of
+// MailView is what a template shows: text, never markup. Templates name its fields, so they are part of
 // what docs/email.md promises.
-type Mail struct {
+type MailView struct {
 	Locale string // a BCP 47 tag, for lang
 
 	Subject   string // and the heading: data's subject, or ours
@@ -72,7 +72,7 @@ type Mail struct {
 }
 
 // Lines are the message's lines; an empty one is between paragraphs.
-func (m Mail) Lines() []string { return strings.Split(m.Message, "\n") }
+func (m MailView) Lines() []string { return strings.Split(m.Message, "\n") }
 
 // MailLink is the link that a mail is about.
 type MailLink struct {
@@ -124,12 +124,12 @@ func LoadTemplates(cfg TemplatesConfig) (*Templates, error) {
 }
 
 // look is what the deployment puts on every mail.
-func look(cfg TemplatesConfig) Mail {
+func look(cfg TemplatesConfig) MailView {
 	color, err := brand.ParseColor(cfg.Color)
 	if err != nil { // none: the configuration was checked
 		color = brand.Default
 	}
-	m := Mail{Brand: line(cfg.Brand, maxSubject), Logo: cfg.LogoURL, SupportURL: cfg.SupportURL, Color: color, Light: brand.Light, Dark: brand.Dark}
+	m := MailView{Brand: line(cfg.Brand, maxSubject), Logo: cfg.LogoURL, SupportURL: cfg.SupportURL, Color: color, Light: brand.Light, Dark: brand.Dark}
 	if u, err := url.Parse(cfg.LogoURL); err != nil || strings.EqualFold(path.Ext(u.Path), ".svg") {
 		m.Logo = ""
 	}
@@ -188,7 +188,7 @@ func (t *Templates) Render(name, tag string, link MailLink, data map[string]any)
 	return MailContent{Subject: line(out["subject"], maxSubject), Text: strings.TrimSpace(out["txt"]) + "\n", HTML: out["html"]}, nil
 }
 
-func execute(tmpl template, m Mail) (string, error) {
+func execute(tmpl template, m MailView) (string, error) {
 	var b bytes.Buffer
 	if err := tmpl.Execute(&b, m); err != nil {
 		return "", err
