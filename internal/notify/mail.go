@@ -61,7 +61,7 @@ func (s *sender) compose(m Mail) (*composed, error) {
 	msg.SetDateWithValue(m.Date.UTC())
 	msg.SetMessageIDWithValue(s.messageID(m.DeliveryID))
 	// Preformatted, since go-mail breaks before a long first word, and some readers then see a space too many.
-	msg.SetGenHeaderPreformatted(mail.HeaderSubject, encodedSubject(oneLine(m.Subject)))
+	msg.SetGenHeaderPreformatted(mail.HeaderSubject, encodedSubject(headerLine(m.Subject)))
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: vacation responders keep quiet
 	msg.SetGenHeader("X-Auto-Response-Suppress", "All")  // the same for Exchange
 	if err := unsubscribe(msg, m.ListUnsubscribe); err != nil {
@@ -116,7 +116,7 @@ func parseAddress(raw string) (*netmail.Address, error) {
 	if len(local) > maxLocalPart || len(local)+1+len(domain) > maxAddress || !utf8.ValidString(local) {
 		return nil, errors.New("address too long, or not UTF-8")
 	}
-	return &netmail.Address{Name: oneLine(a.Name), Address: local + "@" + domain}, nil
+	return &netmail.Address{Name: headerLine(a.Name), Address: local + "@" + domain}, nil
 }
 
 // domains are looked up, so they are mapped as browsers do and held to DNS's lengths (RFC 5891).
@@ -144,9 +144,9 @@ func encodedSubject(s string) string {
 	return strings.Join(words, "\r\n ")
 }
 
-// oneLine has no control characters and no runs of spaces: these would fold into lines that are empty for some
+// headerLine has no control characters and no runs of spaces: these would fold into lines that are empty for some
 // readers, and so end the header.
-func oneLine(s string) string {
+func headerLine(s string) string {
 	return strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
 }
 

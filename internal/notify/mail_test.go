@@ -153,7 +153,7 @@ func TestNoInjection(t *testing.T) {
 			t.Errorf("%q: fields %q", s, got.names)
 		}
 		subject, err := got.header.Text("Subject")
-		if err != nil || strings.ContainsAny(subject, "\r\n\x00\u0085\u2028") || subject != oneLine(s) {
+		if err != nil || strings.ContainsAny(subject, "\r\n\x00\u0085\u2028") || subject != headerLine(s) {
 			t.Errorf("%q: subject %q, %v", s, subject, err)
 		}
 		if lineEnds := strings.NewReplacer("\r\n", "\n", "\r", "\n"); lineEnds.Replace(got.text) != lineEnds.Replace(strings.ToValidUTF8(s, "\uFFFD")) {
@@ -288,7 +288,7 @@ func FuzzCompose(f *testing.F) {
 		if strings.ContainsAny(c.to, "\r\n") {
 			t.Errorf("recipient %q", c.to)
 		}
-		if value, err := got.header.Text("Subject"); err != nil || value != oneLine(subj) {
+		if value, err := got.header.Text("Subject"); err != nil || value != headerLine(subj) {
 			t.Errorf("subject %q, %v, of %q", value, err, subj)
 		}
 	})

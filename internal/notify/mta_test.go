@@ -285,7 +285,7 @@ func checkArrived(t *testing.T, mail Mail, raw []byte) {
 	raw = bytes.ReplaceAll(raw, []byte("\n"), []byte("\r\n")) // maildirs have Unix's line ends
 	got := parseMail(t, raw)
 	want := fields(got.header.Text)
-	if s := want("Subject"); s != oneLine(mail.Subject) {
+	if s := want("Subject"); s != headerLine(mail.Subject) {
 		t.Errorf("subject %q", s)
 	}
 	if want("From") != "Zoë, of Bücher <billing@xn--bcher-kva.example>" || want("Date") != mail.Date.Format(time.RFC1123Z) || want("Bcc") != "" || want("Cc") != "" {
@@ -314,7 +314,7 @@ json.dump({"subject": m["Subject"], "from": m["From"].addresses[0].display_name,
 		Defects                       []string
 	}
 	ok(t, json.Unmarshal(out, &other))
-	if other.Subject != oneLine(mail.Subject) || other.From != "Zoë, of Bücher" || other.Parts != 3 || len(other.Defects) > 0 {
+	if other.Subject != headerLine(mail.Subject) || other.From != "Zoë, of Bücher" || other.Parts != 3 || len(other.Defects) > 0 {
 		t.Errorf("Python reads %.500s", out)
 	}
 	checkBodies(t, mail, other.Text, other.HTML)
