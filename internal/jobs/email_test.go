@@ -30,6 +30,7 @@ type mailServer struct {
 	srv  *smtp.Server
 
 	mu      sync.Mutex
+	down    bool    // nobody behind the port: each connection is cut at once
 	answers []error // to come; errCut = it takes the mail and cuts the connection
 	mails   []string
 	to      []string
@@ -42,25 +43,39 @@ func newMailServer(t *testing.T, answers ...error) *mailServer {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	m := &mailServer{t: t, addr: l.Addr().String(), answers: answers}
-	m.serve(l)
-	t.Cleanup(m.stop)
+	m.srv = smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) { return &mailSession{server: m, conn: c}, nil }))
+	m.srv.Domain, m.srv.EnableSMTPUTF8, m.srv.MaxRecipients = "localhost", true, 1
+	go func() { _ = m.srv.Serve(&downListener{l, m}) }()
+	t.Cleanup(func() { _ = m.srv.Close() })
 	return m
 }
 
-func (m *mailServer) serve(l net.Listener) {
-	m.srv = smtp.NewServer(smtp.BackendFunc(func(c *smtp.Conn) (smtp.Session, error) { return &mailSession{server: m, conn: c}, nil }))
-	m.srv.Domain, m.srv.EnableSMTPUTF8, m.srv.MaxRecipients = "localhost", true, 1
-	go func() { _ = m.srv.Serve(l) }()
+// downListener keeps the port while the server is down, or another test could take it.
+type downListener struct {
+	net.Listener
+	server *mailServer
 }
 
-func (m *mailServer) stop() { _ = m.srv.Close() }
+func (l *downListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || !l.server.isDown() {
+			return conn, err
+		}
+		_ = conn.Close()
+	}
+}
 
-// back listens where the stopped server did.
-func (m *mailServer) back() {
-	m.t.Helper()
-	l, err := net.Listen("tcp", m.addr)
-	must(m.t, err)
-	m.serve(l)
+func (m *mailServer) isDown() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.down
+}
+
+func (m *mailServer) setDown(down bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.down = down
 }
 
 func (m *mailServer) got() (mails, to []string) {
@@ -196,7 +211,7 @@ func TestEmailCrashes(t *testing.T) {
 			link := w.issue(emailRequest("r1", "jo@example.org"))
 			if c.commits != nil {
 				faults := &testkit.Commits{}
-				worker := w.emailWorker()
+				worker := w.emailWorker(server)
 				worker.deliveries.pool = w.workerPool(faults)
 				faults.Script(c.commits...)
 				var snooze *rivertype.JobSnoozeError
@@ -236,14 +251,10 @@ func headerOf(t *testing.T, raw, name string) string {
 	return r.Header.Get(name)
 }
 
-func (w *world) emailWorker() *emailWorker {
+func (w *world) emailWorker(server *mailServer) *emailWorker {
 	w.t.Helper()
-	mailer, err := notify.NewMailer(notify.MailerConfig{URL: "smtp://127.0.0.1:1", From: "billing@example.com"})
+	mailer, err := notify.NewMailer(notify.MailerConfig{URL: "smtp://" + server.addr, From: "billing@example.com"})
 	must(w.t, err)
-	return w.emailWorkerOf(mailer)
-}
-
-func (w *world) emailWorkerOf(mailer *notify.Mailer) *emailWorker {
 	w.t.Cleanup(func() { _ = mailer.Close() })
 	return &emailWorker{deliveries: &deliveries{pool: w.pool, publish: w.river.Publish, now: time.Now, log: w.log},
 		templates: w.issuer.Rules.Templates, mailer: mailer, keys: w.keys, baseURL: testBaseURL, metrics: newMetrics(nil)}
@@ -274,9 +285,7 @@ func TestEmailIsRefused(t *testing.T) {
 			server := newMailServer(t, slices.Repeat([]error{c.answer}, 20)...)
 			w := setup(t).withEmail(server.addr, time.Now)
 			link := w.issue(emailRequest("r1", "zebra@example.org"))
-			mailer, err := notify.NewMailer(notify.MailerConfig{URL: "smtp://" + server.addr, From: "billing@example.com"})
-			must(t, err)
-			worker := w.emailWorkerOf(mailer)
+			worker := w.emailWorker(server)
 			start := time.Now()
 			worker.deliveries.now = func() time.Time { return start }
 			for attempt := 1; attempt < c.attempts; attempt++ {
@@ -305,7 +314,7 @@ func TestEmailIsRefused(t *testing.T) {
 func TestMailServerAwayForAnHour(t *testing.T) {
 	t.Parallel()
 	server := newMailServer(t)
-	server.stop()
+	server.setDown(true)
 	w := setup(t).withEmail(server.addr, time.Now)
 	const n = 30
 	var links []*portal.Link
@@ -321,7 +330,7 @@ func TestMailServerAwayForAnHour(t *testing.T) {
 		t.Errorf("%d mails wait untouched, want %d", left, n-emailWorkers)
 	}
 	must(t, w.river.Stop(w.ctx))
-	server.back()
+	server.setDown(false)
 	w.withEmail(server.addr, func() time.Time { return time.Now().Add(time.Hour) })
 	w.startRiver()
 	for _, link := range links {
@@ -341,7 +350,7 @@ func TestEmailThatCannotBeMade(t *testing.T) {
 	server := newMailServer(t)
 	w := setup(t).withEmail(server.addr, time.Now)
 	link := w.issue(emailRequest("r1", "jo@example.org"))
-	worker := w.emailWorker()
+	worker := w.emailWorker(server)
 	worker.keys, _ = portal.ParseKeys(portal.FormatKey(9, [32]byte{9}))
 	if err := worker.Work(w.ctx, w.emailJob(link, 1)); err == nil {
 		t.Error("no error")
