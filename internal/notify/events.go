@@ -1,8 +1,3 @@
-// Package notify is how word gets out. For now that is the events stream: CloudEvents 1.0 in
-// structured JSON on PORTAL_EVENTS.
-//
-// An event's id is its audit row's and goes along as Nats-Msg-Id, so JetStream drops a repeat
-// within the stream's duplicate window, and readers that keep ids drop it for ever.
 package notify
 
 import (
