@@ -22,7 +22,7 @@ func newCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check everything the service needs, one line each",
 		Long: `Tries the database and its schema, NATS and its streams, the Stripe key and its permission, the
-default portal configuration and the public URL. Changes nothing. Exits 1 if anything fails.`,
+default portal configuration, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.`,
 		Example: "  worker check",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,7 +35,7 @@ default portal configuration and the public URL. Changes nothing. Exits 1 if any
 			c.nats(cmd.Context(), cfg)
 			c.stripe(cmd.Context(), cfg)
 			c.publicURL(cmd.Context(), cfg)
-			c.line("email", nil, "off: this version delivers by event only")
+			c.email(cmd.Context(), cfg)
 			if c.failed {
 				return cli.ErrSilent
 			}
