@@ -104,7 +104,7 @@ func detailLine(detail map[string]any) string {
 	var parts []string
 	for _, k := range slices.Sorted(maps.Keys(detail)) {
 		if v := fmt.Sprint(detail[k]); v != "" {
-			parts = append(parts, k+"="+printable(v))
+			parts = append(parts, k+"="+cli.Printable(v))
 		}
 	}
 	return strings.Join(parts, " ")

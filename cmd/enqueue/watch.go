@@ -7,10 +7,10 @@ import (
 	"os/user"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
+	"latchkey/internal/cli"
 	"latchkey/internal/notify"
 	"latchkey/internal/producer"
 )
@@ -49,17 +49,7 @@ func watchLine(event notify.Event) string {
 		delete(data, shown)
 	}
 	return fmt.Sprintf("%s  %-16s %s  %s  %s", event.Time.Local().Format(time.TimeOnly+".000"),
-		strings.TrimPrefix(event.Type, notify.TypePrefix), printable(request), printable(customer), detailLine(data))
-}
-
-// printable keeps what a producer wrote from moving the terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
+		strings.TrimPrefix(event.Type, notify.TypePrefix), cli.Printable(request), cli.Printable(customer), detailLine(data))
 }
 
 // userName is who runs the command, for the audit.
