@@ -149,7 +149,7 @@ that was renewed ends with its renewals. Prints how many it ended.`,
 	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
 	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")
 	flags.StringVar(&r.Reason, "reason", "", "for the audit")
-	flags.StringVar(&r.By, "by", userName(), "who revokes, for the audit")
+	flags.StringVar(&r.By, "by", cli.UserName(), "who revokes, for the audit")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign")
 	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign")

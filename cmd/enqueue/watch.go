@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os/user"
 	"strings"
 	"time"
 
@@ -50,12 +49,4 @@ func watchLine(event notify.Event) string {
 	}
 	return fmt.Sprintf("%s  %-16s %s  %s  %s", event.Time.Local().Format(time.TimeOnly+".000"),
 		strings.TrimPrefix(event.Type, notify.TypePrefix), cli.Printable(request), cli.Printable(customer), detailLine(data))
-}
-
-// userName is who runs the command, for the audit.
-func userName() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-	return "cli"
 }

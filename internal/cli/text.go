@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"strings"
 	"unicode"
 	"unicode/utf16"
@@ -65,4 +66,12 @@ func Width(w io.Writer) int {
 		return 0
 	}
 	return width
+}
+
+// UserName is who runs the command, for the audit.
+func UserName() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return u.Username
+	}
+	return "cli"
 }
