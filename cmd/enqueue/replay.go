@@ -212,11 +212,28 @@ func readEdit(cmd *cobra.Command, arg string) (*edit, error) {
 			return nil, cli.Usagef("--edit: %v", err)
 		}
 	}
-	patch, err := jsonpatch.DecodePatch(text)
-	if err != nil || patch == nil {
+	patch, err := decodePatch(text)
+	if err != nil {
 		return nil, cli.Usagef(`--edit: is no JSON Patch (RFC 6902), such as '[{"op": "replace", "path": "/source", "value": "dunning"}]'`)
 	}
 	return &edit{patch: patch, given: map[string]uint64{}}, nil
+}
+
+var errNoPatch = errors.New("not a JSON Patch")
+
+// decodePatch asks for what the library does not: without its value, a test panics.
+func decodePatch(text []byte) (jsonpatch.Patch, error) {
+	patch, err := jsonpatch.DecodePatch(text)
+	if err != nil || patch == nil {
+		return nil, errNoPatch
+	}
+	for _, op := range patch {
+		_, given := op["value"]
+		if kind := op.Kind(); !given && (kind == "add" || kind == "replace" || kind == "test") {
+			return nil, errNoPatch
+		}
+	}
+	return patch, nil
 }
 
 // apply changes the letter's body. A patch gives every letter the same id, if it gives one: the
