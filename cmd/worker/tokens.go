@@ -2,14 +2,13 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
@@ -80,9 +79,9 @@ func newTokensListCommand() *cobra.Command {
 					return err
 				}
 				if asJSON {
-					body, err := json.Marshal(list, jsontext.WithIndent("  "))
-					cmd.Println(string(body))
-					return err
+					enc := json.NewEncoder(cmd.OutOrStdout())
+					enc.SetIndent("", "  ")
+					return enc.Encode(list)
 				}
 				printTokens(cmd, list)
 				return nil

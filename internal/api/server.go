@@ -189,7 +189,7 @@ func acceptsJSON(accept []string) bool {
 	best, accepted := -1, true
 	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
 		media, params, err := mime.ParseMediaType(part)
-		if err != nil {
+		if err != nil || !strings.Contains(media, "/") {
 			continue
 		}
 		q, err := strconv.ParseFloat(params["q"], 64)
