@@ -179,7 +179,12 @@ type letterTable struct {
 	begun bool
 }
 
-const letterRow = "%-6v  %-19s  %-20s  %-12s  %-28s  %s"
+// On a terminal narrower than wideRow the reason has a line of its own, or little of it would be
+// seen.
+const (
+	letterRow = "%-6v  %-16s  %-13s  %-9s  %-24s  %s"
+	wideRow   = 120
+)
 
 func (t *letterTable) print(l *producer.DeadLetter) error {
 	if t.json {
@@ -187,7 +192,7 @@ func (t *letterTable) print(l *producer.DeadLetter) error {
 	}
 	if !t.begun {
 		t.begun = true
-		if _, err := fmt.Fprintf(t.w, letterRow+"\n", "LETTER", "REJECTED", "CODE", "SOURCE", "REQUEST", "REASON"); err != nil {
+		if err := t.row("LETTER", "REJECTED", "CODE", "SOURCE", "REQUEST", "REASON"); err != nil {
 			return err
 		}
 	}
@@ -196,11 +201,22 @@ func (t *letterTable) print(l *producer.DeadLetter) error {
 		id = "–"
 	}
 	if t.width > 0 {
-		id = cli.Cut(id, 28)
+		id = cli.Cut(id, 24)
 	}
-	row := fmt.Sprintf(letterRow, l.Sequence, l.At.Local().Format(time.DateTime), cli.Printable(l.Code), cli.Printable(l.Source()), id, cli.Printable(l.Reason))
-	_, err := fmt.Fprintln(t.w, cli.Cut(row, t.width))
-	return err
+	return t.row(l.Sequence, l.At.Local().Format("2006-01-02 15:04"), cli.Printable(l.Code), cli.Printable(l.Source()), id, cli.Printable(l.Reason))
+}
+
+func (t *letterTable) row(letter any, at, code, source, id, reason string) error {
+	lines := []string{fmt.Sprintf(letterRow, letter, at, code, source, id, reason)}
+	if t.width > 0 && t.width < wideRow {
+		lines = []string{fmt.Sprintf(letterRow, letter, at, code, source, id, ""), "        " + reason}
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(t.w, strings.TrimRight(cli.Cut(line, t.width), " ")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (t *letterTable) printJSON(l *producer.DeadLetter) error {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -23,6 +24,7 @@ import (
 
 	"latchkey/internal/config"
 	"latchkey/internal/jobs"
+	"latchkey/internal/producer"
 	"latchkey/internal/testkit"
 )
 
@@ -157,6 +159,24 @@ func TestRejectedRequestsAreListedAndShown(t *testing.T) {
 	}
 	if code, _, stderr := enqueue(t, d.url, "", "dead", "show", "3"); code != 1 || !strings.Contains(stderr, "no such letter") || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("unknown: exit %d\n%s", code, stderr)
+	}
+}
+
+// On a narrow terminal the reason is on a line of its own, and no line is longer than the terminal.
+func TestLettersOnATerminal(t *testing.T) {
+	t.Parallel()
+	l := &producer.DeadLetter{Sequence: 12, Code: "invalid_field", Subject: subject, Reason: "$.sesion: " + strings.Repeat("x", 300), Body: []byte(body(strings.Repeat("i", 100), ""))}
+	for _, c := range []struct{ width, lines, longest int }{{80, 4, 80}, {130, 2, 130}, {0, 2, 464}} {
+		var out strings.Builder
+		table := letterTable{w: &out, width: c.width}
+		check(t, table.print(l))
+		longest := 0
+		for line := range strings.Lines(out.String()) {
+			longest = max(longest, utf8.RuneCountInString(strings.TrimSuffix(line, "\n")))
+		}
+		if strings.Count(out.String(), "\n") != c.lines || longest != c.longest || !strings.Contains(out.String(), "$.sesion: xxx") {
+			t.Errorf("%d columns: %d characters\n%s", c.width, longest, out.String())
+		}
 	}
 }
 
