@@ -77,7 +77,7 @@ func TestCheckTriesTheMailServer(t *testing.T) {
 		{"", "ok    email                  off: SMTP_URL is not set"},
 		{"smtp://courier:hunter2@" + addr, "ok    email                  " + addr + ", MAIL_FROM may send"},
 		{"smtp://courier:hunter2@127.0.0.1:1", "FAIL  email                  the mail server can't be used: connecting: "},
-		{"smtp://courier:hunter2@127.0.0.1:1?x", "FAIL  email                  SMTP_URL: "},
+		{"smtp://courier:hunter2@127.0.0.1:1?x", "worker: SMTP_URL: "},
 	} {
 		_, out := d.command([]string{"LINK_BASE_URL=http://127.0.0.1:1", "SMTP_URL=" + test.url, "MAIL_FROM=billing@example.com"}, "check")
 		if !strings.Contains(out, test.line) || strings.Contains(out, "hunter2") {
