@@ -54,7 +54,7 @@ type GetRequest struct {
 type Status struct {
 	Link     *LinkStatus `json:"link,omitzero"` // nil for a request that was rejected
 	Timeline []Happening `json:"timeline"`
-	Omitted  int         `json:"omitted,omitempty"` // rows that the timeline leaves out: older openings first
+	Omitted  int         `json:"omitted,omitzero"` // rows that the timeline leaves out: older openings first
 }
 
 // LinkStatus is the state of a link.
