@@ -23,6 +23,9 @@ const (
 	TypePrefix    = "latchkey."
 )
 
+// contentType is that of an event. In small letters: the JavaScript SDK of CloudEvents compares it as text.
+const contentType = "application/cloudevents+json; charset=utf-8"
+
 // Event is a CloudEvent (https://github.com/cloudevents/spec, 1.0.2, structured content mode).
 type Event struct {
 	SpecVersion     string          `json:"specversion"`
@@ -60,7 +63,7 @@ func Publish(ctx context.Context, js jetstream.JetStream, events []Event) error 
 			return fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
 		msg := nats.NewMsg(SubjectPrefix + events[i].Type[len(TypePrefix):])
-		msg.Header.Set("Content-Type", "application/cloudevents+json; charset=UTF-8")
+		msg.Header.Set("Content-Type", contentType)
 		msg.Data = body
 		ack, err := js.PublishMsgAsync(msg, jetstream.WithMsgID(events[i].ID))
 		if err != nil {
