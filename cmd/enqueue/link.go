@@ -25,7 +25,8 @@ type linkFlags struct {
 	returnURL, flow, subscription, account          string
 	source, campaign, expiresIn, expiresAt          string
 	maxSessions                                     int
-	metadata                                        map[string]string
+	email, template, webhook                        string
+	data, metadata                                  map[string]string
 	wait, json                                      bool
 	timeout                                         time.Duration
 }
@@ -40,6 +41,7 @@ stdout. A second call with the same --id and the same content gives the same lin
 the request is only stored; 'enqueue status ID' tells later if it was rejected.`,
 		Example: `  enqueue link --customer cus_9s6XKzkNRiz8i3 --flow payment_method_update --wait
   enqueue link --id in_1PqR-attempt-2 --customer cus_9s6XKzkNRiz8i3 --source dunning --metadata invoice=in_1PqR
+  enqueue link --customer cus_9s6XKzkNRiz8i3 --email jo@example.com --template payment_failed --data name=Jo --data 'amount=€ 49.00'
   enqueue link --request request.json --wait --json`,
 		Args: cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
@@ -62,6 +64,10 @@ the request is only stored; 'enqueue status ID' tells later if it was rejected.`
 	flags.StringVar(&f.expiresIn, "expires-in", "", "life of the link, such as 336h")
 	flags.StringVar(&f.expiresAt, "expires-at", "", "end of the link's life, RFC 3339")
 	flags.IntVar(&f.maxSessions, "max-sessions", 0, "how many sessions the link may make (default: no limit)")
+	flags.StringVar(&f.email, "email", "", "mail the link to this address")
+	flags.StringVar(&f.template, "template", "", "of that mail, such as payment_failed (default: generic)")
+	flags.StringToStringVar(&f.data, "data", nil, "key=value for that mail's template, such as name=Jo")
+	flags.StringVar(&f.webhook, "webhook", "", "post link.issued to this https URL")
 	flags.StringToStringVar(&f.metadata, "metadata", nil, "key=value, comes back in every event")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the link and print its URL")
 	flags.BoolVar(&f.json, "json", false, "print JSON: with --wait all of link.issued's data")
@@ -138,6 +144,9 @@ func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
 	if req.ID == "" {
 		req.ID = "cli-" + uuid.NewString()
 	}
+	if err := f.deliver(req); err != nil {
+		return nil, err
+	}
 	switch f.flow {
 	case "":
 		if f.subscription != "" {
@@ -152,6 +161,28 @@ func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
 		req.Session.FlowData = &portal.FlowData{Type: f.flow}
 	}
 	return req, nil
+}
+
+// deliver adds the deliveries of the flags.
+func (f *linkFlags) deliver(req *jobs.Request) error {
+	if f.email == "" && (f.template != "" || len(f.data) > 0) {
+		return cli.Usagef("--template and --data need --email")
+	}
+	if f.email != "" {
+		mail := jobs.Delivery{Channel: jobs.ChannelEmail, To: f.email, Template: f.template}
+		if len(f.data) > 0 {
+			data, err := json.Marshal(f.data)
+			if err != nil {
+				return err
+			}
+			mail.Data = data
+		}
+		req.Deliver = append(req.Deliver, mail)
+	}
+	if f.webhook != "" {
+		req.Deliver = append(req.Deliver, jobs.Delivery{Channel: jobs.ChannelWebhook, URL: f.webhook})
+	}
+	return nil
 }
 
 // read takes the request as it stands in the file: a misspelt field is for the worker to refuse,

@@ -67,8 +67,11 @@ func setup(t *testing.T) string {
 	const base = "https://pay.example.com"
 	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: pool, JetStream: js, Keys: keys, BaseURL: base, Now: time.Now, Log: log})
 	check(t, err)
-	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
-	service := &jobs.Service{Issuer: issuer, Store: portal.NewStore(pool, queue.Publish, time.Now), Log: log}
+	templates, err := notify.LoadTemplates(notify.TemplatesConfig{})
+	check(t, err)
+	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Deliver: queue.Deliver, Now: time.Now,
+		Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour, Templates: templates}}
+	service := jobs.NewService(issuer, portal.NewStore(pool, queue.Publish, time.Now), log)
 	ctx, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = jobs.NewIntake(js, issuer, log, nil).Run(ctx) })
@@ -134,6 +137,30 @@ func TestLinkPrintsTheURLAloneAndTheSameOneAgain(t *testing.T) {
 	}
 	if code, out, _ := enqueue(t, url, "", "link", "--id", "b", "--customer", "acct_1"); code != 0 || out != "b\n" {
 		t.Errorf("without --wait: exit %d, %q", code, out)
+	}
+}
+
+// The flags of a mail make the same request as the JSON that names it.
+func TestLinkWithAMail(t *testing.T) {
+	t.Parallel()
+	url := setup(t)
+	flags := []string{"link", "--id", "m", "--customer", "cus_1", "--email", "jo@example.com", "--template", "payment_failed", "--data", "name=Jo", "--data", "amount=€ 49.00", "--wait"}
+	code, first, stderr := enqueue(t, url, "", flags...)
+	if code != 0 {
+		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+	whole := `{"id": "m", "source": "cli", "session": {"customer": "cus_1"}, "deliver": [{"channel": "email", "to": "jo@example.com", "template": "payment_failed", "data": {"amount": "€ 49.00", "name": "Jo"}}]}`
+	if _, again, stderr := enqueue(t, url, whole, "link", "--request", "-", "--wait"); again != first {
+		t.Errorf("as JSON: %s%s", again, stderr)
+	}
+	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--email", "jo@example.com", "--template", "zebra", "--wait"); code != 1 || !strings.Contains(stderr, "payment_failed") {
+		t.Errorf("a template that is none: exit %d\n%s", code, stderr)
+	}
+	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--webhook", "https://hooks.example.com/", "--wait"); code != 1 || !strings.Contains(stderr, "delivery_unavailable") {
+		t.Errorf("a channel that is off: exit %d\n%s", code, stderr)
+	}
+	if code, _, _ := enqueue(t, url, "", "link", "--customer", "cus_1", "--template", "generic"); code != 2 {
+		t.Errorf("a template without an address: exit %d", code)
 	}
 }
 

@@ -301,12 +301,13 @@ type piece struct {
 const lookAround = `(() => {
 	const style = e => getComputedStyle(e), text = e => e.innerText.trim()
 	const under = e => { while (e && style(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement; return style(e || document.body).backgroundColor }
-	const pieces = [...document.querySelectorAll('main *')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
+	const root = document.querySelector('main, .pad') // a page's, a mail's
+	const pieces = [...root.querySelectorAll('*')].filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()))
 	const buttons = [...document.querySelectorAll('.button')], focus = document.activeElement
 	return {
-		Lang: document.documentElement.lang, Heading: text(document.querySelector('h1')), Text: text(document.querySelector('main')),
+		Lang: document.documentElement.lang, Heading: text(document.querySelector('h1')), Text: text(root),
 		Width: document.documentElement.scrollWidth, Window: innerWidth,
-		Background: style(document.body).backgroundColor, Card: style(document.querySelector('main')).backgroundColor,
+		Background: style(document.body).backgroundColor, Card: under(root),
 		Edge: buttons.length ? style(buttons[0]).borderTopColor : '',
 		Login: document.querySelector('.also a')?.href || '',
 		Pieces: pieces.map(e => { const r = e.getBoundingClientRect(); return {Text: text(e), Color: style(e).color, Background: under(e),

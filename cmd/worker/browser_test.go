@@ -31,6 +31,8 @@ func TestInABrowser(t *testing.T) {
 		{"every page", everyPage},
 		{"in the customer's language", customersLanguage},
 		{"by keyboard alone", keyboardAlone},
+		{"every mail", everyMail},
+		{"a mail in Outlook.com's dark mode", outlookComInTheDark},
 		{"from the mail to the portal and back", mailToPortalAndBack},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"latchkey/internal/mailcatcher"
 	"latchkey/internal/portal"
 	"latchkey/internal/stripesim"
 	"latchkey/internal/testkit"
@@ -203,7 +205,7 @@ func TestReadyzTellsWhatItWaitsFor(t *testing.T) {
 var tokenPattern = regexp.MustCompile(`/l/([A-Za-z0-9_-]{48})`)
 
 // worker dev: samples go through, a click on one reaches the simulated portal, Ctrl-C leaves no
-// process, a killed run is cleaned up, and the next start has the same links.
+// process, a killed run is cleaned up, and the next start knows its links.
 func TestDev(t *testing.T) {
 	t.Parallel()
 	d := &deployment{t: t}
@@ -223,6 +225,7 @@ func TestDev(t *testing.T) {
 			t.Errorf("%s: the portal's page answers %d", s.What, status)
 		}
 	}
+	d.mailsLeadToThePortal(state)
 	for _, page := range []string{state.StartPage, state.MailCatcher, state.Simulator, state.Admin + "/readyz"} {
 		if status, _, _ := d.do(http.MethodGet, page); status != 200 {
 			t.Errorf("%s: %d", page, status)
@@ -241,13 +244,15 @@ func TestDev(t *testing.T) {
 	if code != 0 {
 		t.Fatalf("after a kill: exit %d\n%s", code, out)
 	}
-	if strings.Contains(out, state.Samples[0].RequestID) { // else midnight has passed
-		if got := tokenPattern.FindStringSubmatch(out); got == nil || got[1] != tokenOf(state.Samples[0].LinkURL) {
-			t.Errorf("the second start has another link:\n%s", out)
-		}
-	}
 	third := d.exec(own, "dev", "--dir", dir, "--ports-from", "0")
-	d.devState(dir, third)
+	again := d.devState(dir, third)
+	u, err := url.Parse(state.Samples[0].LinkURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status, body, _ := d.do(http.MethodGet, again.ClickServer+u.Path); status != 200 || !strings.Contains(body, "<button") {
+		t.Errorf("a link of the first run answers %d", status)
+	}
 	if err := third.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
@@ -256,6 +261,29 @@ func TestDev(t *testing.T) {
 	}
 	if left := processesOf(t, dir); len(left) > 0 {
 		t.Errorf("processes are left: %v", left)
+	}
+}
+
+// mailsLeadToThePortal presses the button of each mail in the catcher as a customer does.
+func (d *deployment) mailsLeadToThePortal(state devState) {
+	d.t.Helper()
+	_, list, _ := d.do(http.MethodGet, state.MailCatcher+"/mails.json")
+	var mails []mailcatcher.Mail
+	if err := json.Unmarshal([]byte(list), &mails); err != nil || len(mails) != len(state.Samples) {
+		d.t.Fatalf("%d mails of %d samples (%v)", len(mails), len(state.Samples), err)
+	}
+	for _, m := range mails {
+		button := regexp.MustCompile(`href="(` + regexp.QuoteMeta(state.ClickServer) + `/l/[^"]+)"`).FindStringSubmatch(m.HTML)
+		if button == nil {
+			d.t.Errorf("the mail to %v has no button", m.To)
+			continue
+		}
+		if status, page, _ := d.do(http.MethodGet, button[1]); status != 200 || !strings.Contains(page, "<button") {
+			d.t.Errorf("the button of the mail to %v leads to a page that answers %d", m.To, status)
+		}
+		if status, _, _ := d.do(http.MethodPost, button[1]); status != http.StatusSeeOther {
+			d.t.Errorf("the page's button answers %d", status)
+		}
 	}
 }
 

@@ -10,7 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"latchkey/internal/brand"
+	"latchkey/internal/cli"
 	"latchkey/internal/config"
+	"latchkey/internal/jobs"
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
@@ -41,13 +47,18 @@ type Config struct {
 	SMTPRate          float64       `envconfig:"SMTP_RATE" default:"20"`              // mails a second, each process
 	MailFrom          string        `envconfig:"MAIL_FROM"`                           // address, with or without a display name
 	TemplateDir       string        `envconfig:"TEMPLATE_DIR"`                        // mail templates beside or in place of the built-in ones
-	WebhookSecrets    string        `envconfig:"WEBHOOK_SECRETS" secret:"true"`       // whsec_…, the first signs
+	WebhookSecrets    string        `envconfig:"WEBHOOK_SECRETS" secret:"true"`       // whsec_…,…; empty: no webhooks
+	WebhookPrivate    bool          `envconfig:"WEBHOOK_ALLOW_PRIVATE"`               // targets on loopback and private addresses
+	WebhookSubs       string        `envconfig:"WEBHOOK_SUBSCRIPTIONS" secret:"true"` // kind,kind=url *=url …
 	Roles             []string      `envconfig:"ROLES" default:"intake,jobs,click"`   //
 	LogLevel          string        `envconfig:"LOG_LEVEL" default:"info"`            // debug, info, warn, error
 	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text
 
-	keys    *portal.Keyring // of LinkKeys
-	proxies []netip.Prefix  // of TrustedProxyCIDRs
+	keys          *portal.Keyring     // of LinkKeys
+	proxies       []netip.Prefix      // of TrustedProxyCIDRs
+	templates     *notify.Templates   // of TemplateDir; nil without SMTPURL
+	webhooks      *notify.Webhooks    // of WebhookSecrets; nil without
+	subscriptions []jobs.Subscription // of WebhookSubs
 }
 
 // The roles of a process.
@@ -109,6 +120,8 @@ func (c *Config) validate(p *config.Problems) {
 	c.validateLinks(p)
 	c.validatePages(p)
 	c.validateServers(p)
+	c.validateEmail(p)
+	c.validateWebhooks(p)
 }
 
 func (c *Config) validateLinks(p *config.Problems) {
@@ -148,7 +161,7 @@ func (c *Config) validatePages(p *config.Problems) {
 		}
 	}
 	if c.BrandColor != "" {
-		if _, err := portal.ParseColor(c.BrandColor); err != nil {
+		if _, err := brand.ParseColor(c.BrandColor); err != nil {
 			p.Add("BRAND_COLOR", "%v", err)
 		}
 	}
@@ -183,6 +196,57 @@ func (c *Config) validateServers(p *config.Problems) {
 	}
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		p.Add("LOG_FORMAT", "must be json or text")
+	}
+}
+
+// validateEmail makes what mails need; it connects to nothing.
+func (c *Config) validateEmail(p *config.Problems) {
+	if c.SMTPURL == "" {
+		return
+	}
+	if c.MailFrom == "" {
+		p.Add("MAIL_FROM", "is required for SMTP_URL, such as Example Inc. <billing@example.com>")
+	}
+	if !p.Has("SMTP_RATE") && !(c.SMTPRate > 0 && c.SMTPRate <= 1e6) {
+		p.Add("SMTP_RATE", "must be a number of mails a second, above 0")
+	}
+	if p.Has("MAIL_FROM") || p.Has("SMTP_RATE") || p.Has("BRAND_COLOR") || p.Has("SUPPORT_URL") {
+		return
+	}
+	if _, err := c.mailer(nil, nil); err != nil {
+		*p = append(*p, err.Error())
+	}
+	templates, err := notify.LoadTemplates(notify.TemplatesConfig{Dir: c.TemplateDir, Brand: c.BrandName, LogoURL: c.BrandLogoURL, Color: c.BrandColor, SupportURL: c.SupportURL})
+	if err != nil {
+		p.Add("TEMPLATE_DIR", "%v", err)
+	}
+	c.templates = templates
+}
+
+// mailer sends mails by SMTP_URL; nil where there is none.
+func (c *Config) mailer(log *slog.Logger, reg prometheus.Registerer) (*notify.Mailer, error) {
+	if c.SMTPURL == "" {
+		return nil, nil
+	}
+	return notify.NewMailer(notify.MailerConfig{URL: c.SMTPURL, From: c.MailFrom, Rate: c.SMTPRate, Log: log, Metrics: reg})
+}
+
+// validateWebhooks makes what posts webhooks; it connects to nothing.
+func (c *Config) validateWebhooks(p *config.Problems) {
+	if c.WebhookSecrets == "" {
+		if c.WebhookSubs != "" {
+			p.Add("WEBHOOK_SECRETS", "is required for WEBHOOK_SUBSCRIPTIONS, such as whsec_ and what 'openssl rand -base64 32' prints")
+		}
+		return
+	}
+	webhooks, err := notify.NewWebhooks(notify.WebhookConfig{Secrets: strings.Split(c.WebhookSecrets, ","), AllowPrivate: c.WebhookPrivate, UserAgent: "Latchkey/" + cli.Version})
+	if err != nil {
+		p.Add("WEBHOOK_SECRETS", "%v", err)
+		return
+	}
+	c.webhooks = webhooks
+	if c.subscriptions, err = jobs.ParseSubscriptions(c.WebhookSubs, webhooks); err != nil {
+		p.Add("WEBHOOK_SUBSCRIPTIONS", "%v", err)
 	}
 }
 

@@ -35,8 +35,9 @@ func newDevCommand() *cobra.Command {
 runs the service, puts sample requests through it and prints what to open and to try next. Stays
 up until Ctrl-C. Data lies in --dir and is found again at the next start.
 
-STRIPE_API_KEY=sk_test_… takes Stripe's own test mode in place of the simulator; DATABASE_URL and
-NATS_URL take those servers in place of its own. All other settings of 'worker run' work too.`,
+STRIPE_API_KEY=sk_test_… takes Stripe's own test mode in place of the simulator; DATABASE_URL,
+NATS_URL and SMTP_URL take those servers in place of its own. All other settings of 'worker run'
+work too.`,
 		Example: "  worker dev\n  worker dev --dir /tmp/latchkey --ports-from 9000\n  STRIPE_API_KEY=sk_test_… worker dev",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -63,6 +64,7 @@ type dev struct {
 	listeners listeners
 	stops     []func(context.Context) error
 	page      devPage
+	catcher   *mailcatcher.Catcher // nil where SMTP_URL names a server of the user's own
 }
 
 // Ports are stepped past where in use. NATS has its own usual one, so that enqueue finds it.
@@ -236,7 +238,11 @@ func (d *dev) startStripe(context.Context) error {
 	return nil
 }
 
+// startMail starts the mail catcher, unless the environment has a mail server.
 func (d *dev) startMail(context.Context) error {
+	if d.cfg.SMTPURL != "" {
+		return nil
+	}
 	catcher := mailcatcher.New(mailcatcher.Config{Log: d.log})
 	smtp, err := stack.Listen(loopback, d.port(1025))
 	if err != nil {
@@ -254,6 +260,7 @@ func (d *dev) startMail(context.Context) error {
 	}
 	d.serveHTTP(web, catcher.Handler())
 	d.page.Mail, d.page.SMTP = originOf(web), smtp.Addr().String()
+	d.cfg.SMTPURL, d.catcher = "smtp://"+d.page.SMTP, catcher
 	return nil
 }
 
@@ -299,6 +306,11 @@ func (d *dev) completeConfig() error {
 	set(&d.cfg.LinkBaseURL, d.page.Click)
 	set(&d.cfg.ReturnURL, d.page.Start+"/returned")
 	set(&d.cfg.BrandName, "Latchkey dev")
+	set(&d.cfg.MailFrom, "Latchkey dev <billing@example.com>")
+	if d.cfg.WebhookSecrets == "" {
+		d.cfg.WebhookSecrets, d.cfg.WebhookPrivate = devWebhookSecret, true
+		d.page.WebhookSecret = devWebhookSecret
+	}
 	if len(d.cfg.ReturnURLHosts) == 0 {
 		d.cfg.ReturnURLHosts = []string{strings.TrimPrefix(d.page.Start, "http://"), "app.example.com"}
 	}
@@ -317,6 +329,11 @@ func (d *dev) samples(ctx context.Context) error {
 	links, err := sendSamples(ctx, d.cfg)
 	if err != nil {
 		return fmt.Errorf("the samples did not get through: %w", err)
+	}
+	if d.catcher != nil {
+		if err := awaitMails(ctx, d.catcher, links); err != nil {
+			return err
+		}
 	}
 	d.page.setLinks(links)
 	d.page.print(d.out)
@@ -338,6 +355,9 @@ func writeWhole(path string, content []byte) error {
 func (d *dev) statePath() string { return filepath.Join(d.dir, "dev.json") }
 
 const loopback = "127.0.0.1"
+
+// devWebhookSecret signs dev's webhooks: public, as it protects nothing.
+const devWebhookSecret = "whsec_bGF0Y2hrZXkgZGV2LCBub3QgYSBzZWNyZXQgYXQgYWxs"
 
 // port is where to look for a free port: the server's usual one, unless --ports-from says else.
 func (d *dev) port(usual int) int {

@@ -22,6 +22,7 @@ var devPageTemplate = template.Must(template.New("dev").Parse(devPageHTML))
 type devPage struct {
 	Start, Click, Admin, Simulator, Mail, SMTP, NATS, Postgres string
 	OwnStripe                                                  bool
+	WebhookSecret                                              string // "" where WEBHOOK_SECRETS has the user's own
 	OwnPostgres                                                string // what DATABASE_URL names; empty = dev's own
 	Data                                                       string // where dev's own Postgres keeps its data
 
@@ -41,8 +42,8 @@ type devState struct {
 	ClickServer string   `json:"click_server"`
 	Admin       string   `json:"internal_server"`
 	Simulator   string   `json:"simulator,omitempty"`
-	MailCatcher string   `json:"mail_catcher"`
-	SMTP        string   `json:"smtp"`
+	MailCatcher string   `json:"mail_catcher,omitempty"`
+	SMTP        string   `json:"smtp,omitempty"`
 	NATS        string   `json:"nats"`
 	Database    string   `json:"database,omitempty"`
 	PID         int      `json:"pid"`
@@ -112,7 +113,11 @@ func (p *devPage) print(w io.Writer) {
 	} else {
 		fmt.Fprintf(w, "  %-16s %s\n", "Stripe simulator", p.Simulator)
 	}
-	fmt.Fprintf(w, "  %-16s %s (SMTP %s)\n", "mail catcher", p.Mail, p.SMTP)
+	if p.Mail != "" {
+		fmt.Fprintf(w, "  %-16s %s (SMTP %s)\n", "mail catcher", p.Mail, p.SMTP)
+	} else {
+		fmt.Fprintf(w, "  %-16s yours, of SMTP_URL\n", "mail server")
+	}
 	fmt.Fprintf(w, "  %-16s %s\n", "NATS", p.NATS)
 	if p.OwnPostgres != "" {
 		fmt.Fprintf(w, "  %-16s %s\n", "Postgres", p.OwnPostgres)
@@ -120,7 +125,11 @@ func (p *devPage) print(w io.Writer) {
 		fmt.Fprintf(w, "  %-16s its own, data in %s\n", "Postgres", p.Data)
 	}
 	fmt.Fprintf(w, "  %-16s %s/readyz %s/metrics\n\n", "internal server", p.Admin, p.Admin)
-	fmt.Fprintf(w, "%d sample requests went through. Open one as the customer would, and press the button:\n\n", len(state.Samples))
+	if p.Mail != "" {
+		fmt.Fprintf(w, "%d sample requests went through, and a mail for each is in the mail catcher. Open one as the customer would,\nor its link itself, and press the button:\n\n", len(state.Samples))
+	} else {
+		fmt.Fprintf(w, "%d sample requests went through. Open one as the customer would, and press the button:\n\n", len(state.Samples))
+	}
 	for _, s := range state.Samples[:min(3, len(state.Samples))] {
 		fmt.Fprintf(w, "  %s\n    %s\n", s.What, s.LinkURL)
 	}

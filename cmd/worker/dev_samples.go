@@ -3,9 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"latchkey/internal/jobs"
+	"latchkey/internal/mailcatcher"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
 )
@@ -21,8 +23,8 @@ type sample struct {
 }
 
 // sendSamples sends a dunning email's request over the stream, a support macro's over the micro
-// service, and a campaign of five over the stream. Ids hold the day: a second start on one day
-// gets the same links again, and no start gets expired ones.
+// service, and a campaign of five over the stream. Ids hold the time, so each start sends its own and
+// has new links and mails.
 func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 	nc, err := cfg.NATS.Connect("latchkey dev samples")
 	if err != nil {
@@ -34,13 +36,16 @@ func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 		return nil, err
 	}
 	var samples []sample
-	day := time.Now().UTC().Format("2006-01-02")
-	for _, s := range sampleRequests(day) {
+	for _, s := range sampleRequests(time.Now().UTC().Format("20060102-150405")) {
 		send := client.SendAndWait
 		if s.req.Source == "support" {
 			send = client.Create
 		}
-		link, err := liveLink(ctx, client, send, s.req)
+		message, err := producer.NewMessage(s.req)
+		if err != nil {
+			return nil, err
+		}
+		link, err := send(ctx, message)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.req.ID, err)
 		}
@@ -50,53 +55,48 @@ func sendSamples(ctx context.Context, cfg *Config) ([]sample, error) {
 	return samples, nil
 }
 
-// liveLink asks for a sample's link and, where that was revoked or used up since the last start,
-// for another one under the next id.
-func liveLink(ctx context.Context, client *producer.Client,
-	send func(context.Context, producer.Message) (*jobs.IssuedData, error), req *jobs.Request) (*jobs.IssuedData, error) {
-	id := req.ID
-	for n := 2; ; n++ {
-		message, err := producer.NewMessage(req)
-		if err != nil {
-			return nil, err
-		}
-		link, err := send(ctx, message)
-		if err != nil {
-			return nil, err
-		}
-		status, err := client.Status(ctx, link.LinkID.String())
-		if err != nil || status.Link.State == portal.StateLive {
-			return link, err
-		}
-		req.ID = fmt.Sprintf("%s-%d", id, n)
-	}
-}
-
 type sampleRequest struct {
 	what string
 	req  *jobs.Request
 }
 
-func sampleRequests(day string) []sampleRequest {
+func sampleRequests(start string) []sampleRequest {
 	three := 3
 	requests := []sampleRequest{
 		{"dunning email: update the card after a failed payment", &jobs.Request{
-			ID: "dev-dunning-" + day, Source: "dunning",
+			ID: "dev-dunning-" + start, Source: "dunning",
 			Session: &portal.SessionParams{Customer: "cus_Sample0Dunning",
 				FlowData: &portal.FlowData{Type: "payment_method_update", AfterCompletion: &portal.AfterCompletion{Type: "portal_homepage"}}},
+			Deliver:  mailTo("jo@customer.example", "payment_failed", `{"name": "Jo", "amount": "€ 49.00"}`),
 			Metadata: map[string]string{"invoice": "in_Sample0001"},
 		}},
 		{"support macro: the portal's home page, three visits at most", &jobs.Request{
-			ID: "dev-support-" + day, Source: "support", MaxSessions: &three, ExpiresIn: "48h",
+			ID: "dev-support-" + start, Source: "support", MaxSessions: &three, ExpiresIn: "48h",
 			Session: &portal.SessionParams{Customer: "cus_Sample0Support"},
+			Deliver: mailTo("sam@customer.example", "support_link", `{"name": "Sam"}`),
 		}},
 	}
 	for i, locale := range []string{"de", "ja", "pt-BR", "fr", "auto"} {
 		requests = append(requests, sampleRequest{"campaign: card expiry, locale " + locale, &jobs.Request{
-			ID: fmt.Sprintf("dev-campaign-%s-%d", day, i+1), Source: "campaign", Campaign: "dev-card-expiry",
+			ID: fmt.Sprintf("dev-campaign-%s-%d", start, i+1), Source: "campaign", Campaign: "dev-card-expiry",
 			Session: &portal.SessionParams{Customer: fmt.Sprintf("cus_Sample0Campaign%d", i+1), Locale: locale,
 				FlowData: &portal.FlowData{Type: "payment_method_update"}},
+			Deliver: mailTo(fmt.Sprintf("customer%d@customer.example", i+1), "card_expiring", `{"card": "Visa •••• 4242"}`),
 		}})
 	}
 	return requests
+}
+
+func mailTo(to, template, data string) []jobs.Delivery {
+	return []jobs.Delivery{{Channel: jobs.ChannelEmail, To: to, Template: template, Data: []byte(data)}}
+}
+
+// awaitMails returns when the catcher has a mail for each sample.
+func awaitMails(ctx context.Context, catcher *mailcatcher.Catcher, samples []sample) error {
+	for _, s := range samples {
+		if _, err := catcher.Wait(ctx, func(m *mailcatcher.Mail) bool { return strings.Contains(m.Text, s.LinkURL) }); err != nil {
+			return fmt.Errorf("no mail of %s came: %w", s.RequestID, err)
+		}
+	}
+	return nil
 }

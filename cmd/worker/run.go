@@ -23,6 +23,7 @@ import (
 
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 	"latchkey/migrations"
 )
@@ -117,18 +118,25 @@ type roles struct {
 	store       *portal.Store
 	stripe      *portal.Stripe
 	click       *portal.ClickServer
+	mailer      *notify.Mailer   // nil without SMTP_URL
+	webhooks    *notify.Webhooks // nil without WEBHOOK_SECRETS
 	abortClicks context.CancelFunc
 }
 
 // newRoles makes the parts; none is at work yet.
 func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, reg *prometheus.Registry) (*roles, error) {
-	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.jobPool, JetStream: b.jetStream, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg})
+	mailer, err := cfg.mailer(log, reg)
 	if err != nil {
 		return nil, err
 	}
-	r := &roles{river: river, store: portal.NewStore(b.pool, river.Publish, time.Now)}
+	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.jobPool, JetStream: b.jetStream, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg,
+		Mailer: mailer, Templates: cfg.templates, Webhooks: cfg.webhooks, Subscriptions: cfg.subscriptions})
+	if err != nil {
+		return nil, err
+	}
+	r := &roles{river: river, mailer: mailer, webhooks: cfg.webhooks, store: portal.NewStore(b.pool, river.Publish, time.Now)}
 	r.store.HandOver = river.HandOver
-	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Now: time.Now}
+	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
 		Budget: budget, Log: log, Registerer: reg})
@@ -143,6 +151,12 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 func (r *roles) close() {
 	r.abortClicks()
 	r.stripe.Close()
+	if r.mailer != nil {
+		_ = r.mailer.Close()
+	}
+	if r.webhooks != nil {
+		r.webhooks.Close()
+	}
 }
 
 // run is the service: it connects what is below, starts the roles in the order in which a request
@@ -172,7 +186,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer stopIntake()
 	if cfg.has(roleIntake) {
 		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
-		service := &jobs.Service{Issuer: role.issuer, Store: role.store, Log: log}
+		service := jobs.NewService(role.issuer, role.store, log)
 		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version) })
 	}
 	if cfg.has(roleJobs) {
@@ -223,7 +237,8 @@ func newPages(ctx context.Context, cfg *Config, allowHTTP bool, log *slog.Logger
 
 func requestRules(cfg *Config) jobs.Rules {
 	live, known := portal.KeyMode(cfg.StripeAPIKey)
-	return jobs.Rules{Session: cfg.returnURLs(), TTL: cfg.LinkTTL, TTLMax: cfg.LinkTTLMax, Livemode: live, LivemodeKnown: known}
+	return jobs.Rules{Session: cfg.returnURLs(), TTL: cfg.LinkTTL, TTLMax: cfg.LinkTTLMax, Livemode: live, LivemodeKnown: known,
+		Templates: cfg.templates, Webhooks: cfg.webhooks}
 }
 
 // openPool checks the schema as the user that DATABASE_URL names, then opens the pool, each of

@@ -50,7 +50,10 @@ func (b *bench) service(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return b.latency(ctx, client)
+	if err := b.latency(ctx, client); err != nil {
+		return err
+	}
+	return b.creates(ctx, client)
 }
 
 // latency sends one request at a time on an idle system.

@@ -16,7 +16,7 @@ import (
 func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
-	worker := &publishWorker{pool: w.pool, keys: w.keys, baseURL: testBaseURL, handed: newHandover(), metrics: newMetrics(nil)}
+	worker := &publishWorker{pool: w.pool, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), metrics: newMetrics(nil)}
 	var written []portal.IDRange
 	w.store.HandOver = func(ids portal.IDRange, rows []portal.EventRow) {
 		worker.handed.put(ids, rows)

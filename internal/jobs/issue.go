@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
 
 	"latchkey/internal/portal"
 )
@@ -27,6 +28,7 @@ type Issuer struct {
 	BaseURL string // LINK_BASE_URL, without a slash at its end
 	Rules   Rules
 	Publish portal.PublishFunc
+	Deliver DeliverFunc // may be nil where Rules know no channel
 	Now     func() time.Time
 }
 
@@ -67,7 +69,7 @@ func messageID(stream string, seq uint64, stored time.Time) uuid.UUID {
 }
 
 // Issue serves a batch. When it returns nil, one transaction has committed for each item a link
-// with its audit row and its publish job, or finds that they are there already, or the audit row
+// with its audit row and the jobs of its event and its deliveries, or finds that they are there already, or the audit row
 // of its rejection: the items may be acknowledged. After an error nothing is known to be
 // durable, and serving the same items again is right: what did take effect is found.
 func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
@@ -84,8 +86,8 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 		}
 		return s.appendAudit(ctx, tx, items, now)
 	})
-	// InTx has committed: durable are links, audit rows and publish jobs. A crash here means
-	// a redelivery, which adds nothing.
+	// InTx has committed: durable are links, audit rows and jobs. A crash here means a redelivery,
+	// which adds nothing.
 }
 
 // part is a run of items that shared a transaction.
@@ -102,15 +104,20 @@ func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item
 		return []part{{items, err}}
 	}
 	if len(items) == 1 {
-		log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", err)
-		items[0].refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
-		return []part{{items, s.Issue(ctx, items)}}
+		return []part{{items, s.reject(ctx, log, items[0], err)}}
 	}
 	var parts []part
 	for i := range items {
 		parts = append(parts, s.issueApart(ctx, log, items[i:i+1])...)
 	}
 	return parts
+}
+
+// reject writes the rejection of an item that the database refused by itself.
+func (s *Issuer) reject(ctx context.Context, log *slog.Logger, item *Item, refused error) error {
+	log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", refused)
+	item.refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
+	return s.Issue(ctx, []*Item{item})
 }
 
 // parse checks a request and prepares its link.
@@ -294,7 +301,8 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 	return nil
 }
 
-// appendAudit writes the batch's audit rows and one job that publishes those that are events.
+// appendAudit writes the batch's audit rows, one job that publishes those that are events, and a job for
+// each delivery of a new link.
 func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now time.Time) error {
 	ids, err := portal.NewIDs(len(items))
 	if err != nil {
@@ -302,6 +310,7 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	}
 	var fresh, derived []portal.AuditEvent
 	var publish []portal.IDRange
+	var deliver []river.InsertManyParams
 	for _, item := range items {
 		e := portal.AuditEvent{ID: item.MessageID, At: now, RequestID: item.Request.ID}
 		switch {
@@ -317,6 +326,7 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		default:
 			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
 			fresh = append(fresh, e)
+			deliver = append(deliver, deliveryJobs(e.ID, item.Request.Deliver)...)
 			continue
 		}
 		derived = append(derived, e)
@@ -329,6 +339,11 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 	}
 	if len(fresh) > 0 {
 		publish = append(publish, portal.IDRange{First: ids.First, Last: ids.At(len(fresh) - 1)})
+	}
+	if len(deliver) > 0 {
+		if err := s.Deliver(ctx, tx, deliver); err != nil {
+			return err
+		}
 	}
 	if len(publish) == 0 {
 		return nil

@@ -5,16 +5,31 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics of the job side. Labels are our own words, never a producer's.
 type metrics struct {
 	published, publishFailed, swept prometheus.Counter
+	delivered                       *prometheus.CounterVec
 }
+
+// Results of an attempt at a delivery.
+const (
+	resultDelivered = "delivered"
+	resultFailed    = "failed"  // for good
+	resultRetried   = "retried" // later
+	resultPutOff    = "put_off" // not an attempt: the mail server is away, the target is busy
+)
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		published:     prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_events_published_total", Help: "Events that JetStream acknowledged."}),
 		publishFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_publish_snoozes_total", Help: "Publish jobs put off because JetStream did not acknowledge."}),
 		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted or abandoned."}),
+		delivered:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "latchkey_deliveries_total", Help: "Attempts at mails and webhooks by how they ended."}, []string{"channel", "result"}),
+	}
+	for _, channel := range []string{ChannelEmail, ChannelWebhook} {
+		for _, result := range []string{resultDelivered, resultFailed, resultRetried, resultPutOff} {
+			m.delivered.WithLabelValues(channel, result)
+		}
 	}
 	if reg != nil {
-		reg.MustRegister(m.published, m.publishFailed, m.swept)
+		reg.MustRegister(m.published, m.publishFailed, m.swept, m.delivered)
 	}
 	return m
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/riverqueue/river"
@@ -42,16 +43,17 @@ func newEventData(l *portal.Link) EventData {
 	return EventData{RequestID: l.RequestID, LinkID: l.ID, Source: l.Source, Campaign: l.Campaign, Customer: l.Customer, Metadata: l.Metadata}
 }
 
-// publishWorker publishes the events of a commit and ends only after JetStream has stored each.
+// publishWorker publishes the events of a commit and ends only after JetStream has stored each, and a job
+// is made for each webhook that a subscription wants.
 type publishWorker struct {
 	river.WorkerDefaults[PublishArgs]
 
-	pool    *pgxpool.Pool
-	js      jetstream.JetStream
-	keys    *portal.Keyring
-	baseURL string
-	handed  *handover
-	metrics *metrics
+	pool          *pgxpool.Pool
+	js            jetstream.JetStream
+	maker         eventMaker
+	handed        *handover
+	subscriptions []Subscription
+	metrics       *metrics
 }
 
 // Work returns nil when every event is stored; snoozes while JetStream is away, which counts as
@@ -75,7 +77,36 @@ func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) e
 		return err
 	}
 	w.metrics.published.Add(float64(len(events)))
+	if err := w.subscribed(ctx, events); err != nil {
+		return err
+	}
 	return unmade
+}
+
+// subscribed makes a job for each event and subscription that wants it. A publish job that runs again
+// finds the jobs there, unless they have ended minutes ago: then the target gets a webhook-id that it knows.
+func (w *publishWorker) subscribed(ctx context.Context, events []notify.Event) error {
+	var jobs []river.InsertManyParams
+	for i := range events {
+		for _, s := range w.subscriptions {
+			if !s.wants(portal.Kind(events[i].Kind())) {
+				continue
+			}
+			id, err := uuid.Parse(events[i].ID)
+			if err != nil {
+				return err
+			}
+			jobs = append(jobs, river.InsertManyParams{Args: WebhookArgs{Event: id, Target: s.target()},
+				InsertOpts: &river.InsertOpts{UniqueOpts: river.UniqueOpts{ByArgs: true}}})
+		}
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	if _, err := river.ClientFromContext[pgx.Tx](ctx).InsertMany(ctx, jobs); err != nil {
+		return fmt.Errorf("insert webhook jobs: %w", err)
+	}
+	return nil
 }
 
 const publishSnooze = 3 * time.Second
@@ -88,7 +119,7 @@ func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (ev
 	}
 	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
-		e, err := w.event(row)
+		e, err := w.maker.event(row)
 		if err != nil {
 			unmade = err // one speaks for all: mostly they have one cause
 			continue
@@ -127,9 +158,15 @@ func (w *publishWorker) rows(ctx context.Context, ranges []portal.IDRange) (rows
 	return rows, nil
 }
 
+// eventMaker makes events of audit rows.
+type eventMaker struct {
+	keys    *portal.Keyring
+	baseURL string
+}
+
 // event makes a row's CloudEvent. A request that was published again has its link.issued
 // published again, under an id of its own, or readers that drop repeated ids would not hear it.
-func (w *publishWorker) event(row portal.EventRow) (notify.Event, error) {
+func (m eventMaker) event(row portal.EventRow) (notify.Event, error) {
 	if row.Link == nil {
 		return notify.Event{}, fmt.Errorf("audit row %s: %w", row.ID, portal.ErrNoLink)
 	}
@@ -139,7 +176,7 @@ func (w *publishWorker) event(row portal.EventRow) (notify.Event, error) {
 	if kind == portal.LinkIssued || kind == portal.RequestDuplicate {
 		kind = portal.LinkIssued
 		var issued *IssuedData
-		if issued, err = issuedData(w.keys, w.baseURL, row.Link); err == nil {
+		if issued, err = issuedData(m.keys, m.baseURL, row.Link); err == nil {
 			data, err = json.Marshal(issued)
 		}
 	} else {
@@ -148,7 +185,7 @@ func (w *publishWorker) event(row portal.EventRow) (notify.Event, error) {
 	if err != nil {
 		return notify.Event{}, fmt.Errorf("event of audit row %s: %w", row.ID, err)
 	}
-	return notify.NewEvent(row.ID.String(), w.baseURL, string(kind), row.LinkID.String(), row.At, data), nil
+	return notify.NewEvent(row.ID.String(), m.baseURL, string(kind), row.LinkID.String(), row.At, data), nil
 }
 
 // withDetail puts the row's detail beside what every event holds. Both are JSON objects of our

@@ -110,7 +110,7 @@ func checkEvent(t *testing.T, e notify.Event, row portal.AuditEvent, link *porta
 
 // work runs a publish job outside of a client and returns what the worker tells River.
 func (w *world) work(js jetstream.JetStream, rows ...portal.IDRange) error {
-	worker := &publishWorker{pool: w.pool, js: js, keys: w.keys, baseURL: testBaseURL, handed: newHandover(), metrics: newMetrics(nil)}
+	worker := &publishWorker{pool: w.pool, js: js, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), metrics: newMetrics(nil)}
 	return worker.Work(w.ctx, &river.Job[PublishArgs]{Args: PublishArgs{Rows: rows}})
 }
 

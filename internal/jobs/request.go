@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/mail"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
@@ -42,11 +44,12 @@ type Request struct {
 
 // Delivery is a channel that the link should go out by.
 type Delivery struct {
-	Channel  string         `json:"channel,omitzero"`
-	To       string         `json:"to,omitzero"`
-	Template string         `json:"template,omitzero"`
-	URL      string         `json:"url,omitzero"`
-	Data     jsontext.Value `json:"data,omitzero"`
+	Channel         string         `json:"channel,omitzero"`
+	To              string         `json:"to,omitzero"`
+	Template        string         `json:"template,omitzero"`
+	URL             string         `json:"url,omitzero"`
+	Data            jsontext.Value `json:"data,omitzero"`
+	ListUnsubscribe string         `json:"list_unsubscribe,omitzero"` // https or mailto
 }
 
 // Code says why a request can never be served; it is the last token of portal.dead.<code>.
@@ -79,6 +82,8 @@ type Rules struct {
 	TTLMax        time.Duration
 	Livemode      bool // mode of the Stripe key
 	LivemodeKnown bool
+	Templates     *notify.Templates // of mails; nil = delivery by email is not configured
+	Webhooks      *notify.Webhooks  // nil = delivery by webhook is not configured
 }
 
 var (
@@ -86,6 +91,8 @@ var (
 	campaignPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
 	accountPattern  = regexp.MustCompile(`^acct_[A-Za-z0-9]{1,200}$`)
 	templatePattern = regexp.MustCompile(`^[a-z0-9_]{1,40}$`)
+	// A header holds it between angle brackets.
+	listUnsubscribePattern = regexp.MustCompile(`^[!-;=?-~]+$`)
 )
 
 // ValidSource tells whether a source can be one; it is a token of the subject too.
@@ -115,7 +122,7 @@ func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 	if err := req.check(rules, now); err != nil {
 		return req, err
 	}
-	return req, req.deliverable()
+	return req, req.deliverable(rules)
 }
 
 func validID(id string) bool {
@@ -307,7 +314,7 @@ func (r *Request) check(rules Rules, now time.Time) error {
 	if r.Livemode != nil && rules.LivemodeKnown && *r.Livemode != rules.Livemode {
 		return &Rejection{ModeMismatch, fmt.Sprintf("$.livemode is %t and STRIPE_API_KEY's mode is %t", *r.Livemode, rules.Livemode)}
 	}
-	return r.checkDeliver()
+	return r.checkDeliver(rules)
 }
 
 // checkMetadata holds Stripe's limits of metadata.
@@ -359,54 +366,70 @@ func (r *Request) Expiry(rules Rules, now time.Time) (time.Time, error) {
 }
 
 // checkDeliver checks the channels' form.
-func (r *Request) checkDeliver() error {
+func (r *Request) checkDeliver(rules Rules) error {
 	if len(r.Deliver) > 5 {
 		return field("$.deliver", "may have at most 5 entries", strconv.Itoa(len(r.Deliver)))
 	}
 	for i, d := range r.Deliver {
-		if err := d.check(fmt.Sprintf("$.deliver[%d]", i)); err != nil {
+		if err := d.check(fmt.Sprintf("$.deliver[%d]", i), rules); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// deliverable rejects, since no channel is configured in this version, what would not be delivered
-// instead of taking it and staying silent.
-func (r *Request) deliverable() error {
+// deliverable rejects what this deployment could not deliver instead of taking it and staying silent.
+func (r *Request) deliverable(rules Rules) error {
 	for i, d := range r.Deliver {
-		return &Rejection{DeliveryUnavailable, fmt.Sprintf("$.deliver[%d]: delivery by %s is not configured; the link.issued event carries the URL", i, d.Channel)}
+		at := fmt.Sprintf("$.deliver[%d]", i)
+		switch {
+		case d.Channel == ChannelEmail && rules.Templates == nil:
+			return &Rejection{DeliveryUnavailable, at + ": delivery by email is not configured; set SMTP_URL and MAIL_FROM"}
+		case d.Channel == ChannelWebhook && rules.Webhooks == nil:
+			return &Rejection{DeliveryUnavailable, at + ": delivery by webhook is not configured; set WEBHOOK_SECRETS"}
+		case d.Template != "" && !rules.Templates.Has(d.Template):
+			return field(at+".template", "must be one of "+strings.Join(rules.Templates.Names(), ", "), characters(d.Template))
+		}
 	}
 	return nil
 }
 
-func (d *Delivery) check(at string) error {
+func (d *Delivery) check(at string, rules Rules) error {
 	switch d.Channel {
-	case "email":
-		addr, err := mail.ParseAddress(d.To)
-		switch {
-		case d.To == "":
-			return field(at+".to", "is required", "")
-		case err != nil || addr.Name != "" || addr.Address != d.To || len(d.To) > 254:
-			return field(at+".to", "must be a mail address without a display name", characters(d.To))
-		case d.URL != "":
-			return field(at+".url", "goes with channel webhook only", "channel email")
-		case d.Template != "" && !templatePattern.MatchString(d.Template):
-			return field(at+".template", "must match [a-z0-9_]{1,40}", characters(d.Template))
-		case len(d.Data) > 0 && d.Data.Kind() != '{':
-			return field(at+".data", "must be an object", kindName(d.Data.Kind()))
-		}
-	case "webhook":
-		if d.To != "" || d.Template != "" || len(d.Data) > 0 {
+	case ChannelEmail:
+		return d.checkEmail(at)
+	case ChannelWebhook:
+		if d.To != "" || d.Template != "" || len(d.Data) > 0 || d.ListUnsubscribe != "" {
 			return field(at, "channel webhook takes a url only", "more")
 		}
-		if _, err := portal.ParseWebURL(d.URL); err != nil {
+		if err := rules.Webhooks.CheckTarget(d.URL); err != nil {
 			return field(at+".url", err.Error(), characters(d.URL))
 		}
 	case "":
 		return field(at+".channel", "is required", "")
 	default:
 		return field(at+".channel", "must be email or webhook", characters(d.Channel))
+	}
+	return nil
+}
+
+func (d *Delivery) checkEmail(at string) error {
+	addr, err := mail.ParseAddress(d.To)
+	switch {
+	case d.To == "":
+		return field(at+".to", "is required", "")
+	case err != nil || addr.Name != "" || addr.Address != d.To || len(d.To) > 254:
+		return field(at+".to", "must be a mail address without a display name", characters(d.To))
+	case d.URL != "":
+		return field(at+".url", "goes with channel webhook only", "channel email")
+	case d.Template != "" && !templatePattern.MatchString(d.Template):
+		return field(at+".template", "must match [a-z0-9_]{1,40}", characters(d.Template))
+	case len(d.Data) > 0 && d.Data.Kind() != '{':
+		return field(at+".data", "must be an object", kindName(d.Data.Kind()))
+	}
+	if u, err := url.Parse(d.ListUnsubscribe); d.ListUnsubscribe != "" && (err != nil || len(d.ListUnsubscribe) > 900 || !listUnsubscribePattern.MatchString(d.ListUnsubscribe) ||
+		!(u.Scheme == "https" && u.Host != "" || u.Scheme == "mailto" && u.Opaque != "")) {
+		return field(at+".list_unsubscribe", "must be an https or mailto URI of at most 900 ASCII characters", characters(d.ListUnsubscribe))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,15 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
+// Each channel has a queue and workers of its own, so that none holds up another.
 const (
 	queueEvents      = "events"
+	queueEmail       = "email"
+	queueWebhook     = "webhook"
 	queueMaintenance = "maintenance"
 )
 
@@ -30,12 +35,13 @@ const (
 // most once a cooldown, so a job that is inserted right behind another can miss its notification
 // and waits for the poll: that, not the cooldown, is the worst case.
 const (
-	fetchCooldown     = 5 * time.Millisecond
-	fetchPollInterval = 50 * time.Millisecond
-	eventWorkers      = 8
-	completedJobsKept = 10 * time.Minute // the audit is the record; the job is not
-	jobTimeout        = 20 * time.Second // twice what a publish waits for its acks
-	rescueAfter       = 30 * time.Second // a job whose worker was killed runs again after this and at most a round of River's rescuer
+	fetchCooldown        = 5 * time.Millisecond
+	fetchPollInterval    = 50 * time.Millisecond
+	deliveryPollInterval = 250 * time.Millisecond // beside a notification of each insert
+	eventWorkers         = 8
+	completedJobsKept    = 10 * time.Minute // the audit is the record; the job is not
+	jobTimeout           = 20 * time.Second // twice what a publish waits for its acks
+	rescueAfter          = 30 * time.Second // a job whose worker was killed runs again after this and at most a round of River's rescuer
 )
 
 // sweepEvery is how often clicks are looked for that are open past their time.
@@ -58,6 +64,11 @@ type RiverConfig struct {
 	Now       func() time.Time
 	Log       *slog.Logger
 	Metrics   prometheus.Registerer
+
+	Mailer        *notify.Mailer    // nil: this process sends no mail
+	Templates     *notify.Templates // of the mails
+	Webhooks      *notify.Webhooks  // nil: this process posts no webhook
+	Subscriptions []Subscription
 }
 
 // NewRiver makes the client. It works no job until Start.
@@ -65,14 +76,15 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	r := &River{handed: newHandover()}
 	m := newMetrics(cfg.Metrics)
 	workers := river.NewWorkers()
-	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, keys: cfg.Keys, baseURL: cfg.BaseURL, handed: r.handed, metrics: m})
+	maker := eventMaker{cfg.Keys, cfg.BaseURL}
+	out := &deliveries{pool: cfg.JobPool, publish: r.Publish, now: cfg.Now, log: cfg.Log}
+	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, maker: maker, handed: r.handed, subscriptions: cfg.Subscriptions, metrics: m})
+	river.AddWorker(workers, &emailWorker{deliveries: out, templates: cfg.Templates, mailer: cfg.Mailer, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
+	river.AddWorker(workers, &webhookWorker{deliveries: out, webhooks: cfg.Webhooks, subscriptions: cfg.Subscriptions, event: maker.event, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
 	client, err := river.NewClient(riverpgxv5.New(cfg.JobPool), &river.Config{
-		Queues: map[string]river.QueueConfig{
-			queueEvents:      {MaxWorkers: eventWorkers, FetchPollInterval: fetchPollInterval},
-			queueMaintenance: {MaxWorkers: 1},
-		},
+		Queues:  queues(cfg),
 		Workers: workers,
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(sweepEvery),
 			func() (river.JobArgs, *river.InsertOpts) { return SweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
@@ -83,6 +95,7 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 		SoftStopTimeout:             5 * time.Second,
 		ReindexerSchedule:           river.NeverSchedule(), // the worker's role does not own River's indexes
 		ErrorHandler:                &jobErrors{log: cfg.Log},
+		Middleware:                  []rivertype.Middleware{recoverJob(cfg.Log)},
 		Logger:                      slog.New(&riverLog{Handler: cfg.Log.Handler(), seen: &seenLines{at: map[string]time.Time{}}}),
 	})
 	if err != nil {
@@ -90,6 +103,21 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	}
 	r.client = client
 	return r, nil
+}
+
+// queues are those that this process can serve: it leaves mails to those that have a mail server.
+func queues(cfg RiverConfig) map[string]river.QueueConfig {
+	q := map[string]river.QueueConfig{
+		queueEvents:      {MaxWorkers: eventWorkers, FetchPollInterval: fetchPollInterval},
+		queueMaintenance: {MaxWorkers: 1},
+	}
+	if cfg.Mailer != nil {
+		q[queueEmail] = river.QueueConfig{MaxWorkers: emailWorkers, FetchPollInterval: deliveryPollInterval}
+	}
+	if cfg.Webhooks != nil {
+		q[queueWebhook] = river.QueueConfig{MaxWorkers: webhookWorkers, FetchPollInterval: deliveryPollInterval}
+	}
+	return q
 }
 
 // Start works jobs until Stop.
@@ -159,10 +187,23 @@ func (h *jobErrors) HandleError(_ context.Context, job *rivertype.JobRow, err er
 	return nil
 }
 
-// HandlePanic logs the stack, not the value: that could hold anything.
-func (h *jobErrors) HandlePanic(_ context.Context, job *rivertype.JobRow, val any, trace string) *river.ErrorHandlerResult {
-	h.log.Error("job panicked", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "type", fmt.Sprintf("%T", val), "stack", trace)
+// HandlePanic has nothing to do: recoverJob is before it.
+func (h *jobErrors) HandlePanic(context.Context, *rivertype.JobRow, any, string) *river.ErrorHandlerResult {
 	return nil
+}
+
+// recoverJob makes an error of a job's panic, without its value: that could hold anything, and River would
+// write it into the job's row.
+func recoverJob(log *slog.Logger) river.WorkerMiddlewareFunc {
+	return func(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				log.Error("job panicked; please report the stack", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+				err = fmt.Errorf("panicked with a %T; the log has the stack", p)
+			}
+		}()
+		return work(ctx)
+	}
 }
 
 // riverLog lets River's own log through from warnings on (at info it tells of each election), and

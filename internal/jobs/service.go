@@ -41,6 +41,13 @@ type Service struct {
 	Issuer *Issuer
 	Store  *portal.Store
 	Log    *slog.Logger
+
+	creates portal.Group[*Item] // concurrent ones share a transaction
+}
+
+// NewService makes the service; what answers by another way than NATS uses its methods.
+func NewService(issuer *Issuer, store *portal.Store, log *slog.Logger) *Service {
+	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.Issue, Most: serviceInFlight}}
 }
 
 // GetRequest asks for a link by its id, its request's id, or a click's (the reference on an error
@@ -196,8 +203,12 @@ func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) 
 		return nil, err
 	}
 	item := &Item{Body: body, Published: s.Issuer.Now(), MessageID: id}
-	if parts := s.Issuer.issueApart(ctx, s.Log, []*Item{item}); parts[0].err != nil {
-		return nil, parts[0].err
+	err = s.creates.Do(ctx, item)
+	if portal.RefusesValue(err) { // it was tried by itself, or the group would have gone apart
+		err = s.Issuer.reject(ctx, s.Log, item, err)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if item.Rejection != nil {
 		return nil, item.Rejection

@@ -21,7 +21,7 @@ func (w *world) serveLinks() (stop func() error) {
 	w.t.Helper()
 	ctx, cancel := context.WithCancel(w.ctx)
 	ended := make(chan error, 1)
-	service := &Service{Issuer: w.issuer, Store: w.store, Log: w.log}
+	service := NewService(w.issuer, w.store, w.log)
 	go func() { ended <- service.Serve(ctx, w.nc, "1.2.3") }()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	w.t.Cleanup(func() {
@@ -302,7 +302,13 @@ func TestServiceStopsAfterWhatIsInFlight(t *testing.T) {
 		}()
 	}
 	w.eventually("requests in flight", func() bool {
-		return w.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == n
+		var stats micro.Stats
+		w.answer("$SRV.STATS.latchkey", nil, &stats)
+		requests := 0
+		for _, e := range stats.Endpoints {
+			requests += e.NumRequests
+		}
+		return requests == n && w.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 	})
 	stopped := make(chan error, 1)
 	go func() { stopped <- stop() }()

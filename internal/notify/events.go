@@ -1,8 +1,12 @@
-// Package notify is how word gets out. For now that is the events stream: CloudEvents 1.0 in
-// structured JSON on PORTAL_EVENTS.
+// Package notify is how word gets out:
 //
-// An event's id is its audit row's and goes along as Nats-Msg-Id, so JetStream drops a repeat
-// within the stream's duplicate window, and readers that keep ids drop it for ever.
+//	events.go   CloudEvents 1.0 in structured JSON on PORTAL_EVENTS
+//	webhook.go  the same events by HTTP, signed as Standard Webhooks; lanes.go bounds a slow target's share
+//	mail.go     mails by SMTP; templates.go makes what they say
+//
+// Each may be sent twice, never lost, and carries an id to drop repeats by: an event's is its audit row's,
+// as Nats-Msg-Id (JetStream drops a repeat within the stream's duplicate window) and as webhook-id; a mail's
+// is the Message-ID. What needs retries is the caller's: a job each.
 package notify
 
 import (
@@ -23,7 +27,8 @@ const (
 	TypePrefix    = "latchkey."
 )
 
-// contentType is that of an event. In small letters: the JavaScript SDK of CloudEvents compares it as text.
+// contentType is that of an event, on a subject and in a webhook. In small letters: the JavaScript SDK of
+// CloudEvents compares it as text.
 const contentType = "application/cloudevents+json; charset=utf-8"
 
 // Event is a CloudEvent (https://github.com/cloudevents/spec, 1.0.2, structured content mode).
@@ -44,6 +49,9 @@ func NewEvent(id, source, kind, subject string, at time.Time, data []byte) Event
 		Time: at.UTC(), DataContentType: "application/json", Data: data}
 }
 
+// Kind is the audit row's kind that the event tells.
+func (e *Event) Kind() string { return e.Type[len(TypePrefix):] }
+
 // ErrNotStored is returned when JetStream did not confirm every event. Some may be stored:
 // publishing all of them again is right.
 var ErrNotStored = errors.New("JetStream did not store every event")
@@ -62,7 +70,7 @@ func Publish(ctx context.Context, js jetstream.JetStream, events []Event) error 
 		if err != nil {
 			return fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
-		msg := nats.NewMsg(SubjectPrefix + events[i].Type[len(TypePrefix):])
+		msg := nats.NewMsg(SubjectPrefix + events[i].Kind())
 		msg.Header.Set("Content-Type", contentType)
 		msg.Data = body
 		ack, err := js.PublishMsgAsync(msg, jetstream.WithMsgID(events[i].ID))

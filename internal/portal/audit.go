@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -18,12 +19,15 @@ type Kind string
 
 // The kinds that this version writes. Those before the blank line are also events.
 const (
-	LinkIssued     Kind = "link.issued"
-	LinkOpened     Kind = "link.opened"
-	LinkRenewed    Kind = "link.renewed"
-	LinkRevoked    Kind = "link.revoked"
-	SessionCreated Kind = "session.created"
-	SessionFailed  Kind = "session.failed"
+	LinkIssued         Kind = "link.issued"
+	LinkDelivered      Kind = "link.delivered"
+	LinkDeliveryFailed Kind = "link.delivery_failed"
+	LinkOpened         Kind = "link.opened"
+	LinkRenewed        Kind = "link.renewed"
+	LinkRevoked        Kind = "link.revoked"
+	SessionCreated     Kind = "session.created"
+	SessionFailed      Kind = "session.failed"
+	WebhookDisabled    Kind = "webhook.disabled"
 
 	RequestDuplicate Kind = "request.duplicate" // published too: as link.issued once more
 	RequestRejected  Kind = "request.rejected"
@@ -31,14 +35,11 @@ const (
 	ClickDenied      Kind = "click.denied"
 )
 
-// published tells the kinds of audit rows that are events by themselves.
-func (k Kind) published() bool {
-	switch k {
-	case RequestDuplicate, RequestRejected, ClickStarted, ClickDenied:
-		return false
-	}
-	return true
-}
+// EventKinds are the kinds that are events by themselves.
+var EventKinds = []Kind{LinkIssued, LinkDelivered, LinkDeliveryFailed, LinkOpened, LinkRenewed, LinkRevoked, SessionCreated, SessionFailed, WebhookDisabled}
+
+// published tells whether rows of a kind are events by themselves.
+func (k Kind) published() bool { return slices.Contains(EventKinds, k) }
 
 // AuditEvent is a row of audit_events, and where there is a visitor one of audit_visitors.
 type AuditEvent struct {

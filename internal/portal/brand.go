@@ -7,112 +7,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"mime"
 	"net/http"
 	"strconv"
 	"time"
+
+	"latchkey/internal/brand"
 )
 
-// Color is an opaque sRGB colour.
-type Color struct{ R, G, B uint8 }
-
-// defaultColor is the button's where the brand names none.
-var defaultColor = Color{0x3d, 0x3b, 0xc9}
-
-// ParseColor reads #rgb or #rrggbb.
-func ParseColor(s string) (Color, error) {
-	if len(s) == 4 {
-		s = string([]byte{s[0], s[1], s[1], s[2], s[2], s[3], s[3]})
-	}
-	if len(s) == 7 && s[0] == '#' {
-		if n, err := strconv.ParseUint(s[1:], 16, 32); err == nil {
-			return Color{uint8(n >> 16), uint8(n >> 8), uint8(n)}, nil
-		}
-	}
-	return Color{}, errors.New("must be a colour like #3d3bc9 or #39c")
-}
-
-func (c Color) String() string { return fmt.Sprintf("#%02x%02x%02x", c.R, c.G, c.B) }
-
-// luminance is WCAG's relative luminance.
-func (c Color) luminance() float64 {
-	linear := func(v uint8) float64 {
-		s := float64(v) / 255
-		if s <= 0.04045 {
-			return s / 12.92
-		}
-		return math.Pow((s+0.055)/1.055, 2.4)
-	}
-	return 0.2126*linear(c.R) + 0.7152*linear(c.G) + 0.0722*linear(c.B)
-}
-
-// contrast is WCAG's ratio of two colours, 1 to 21.
-func (c Color) contrast(other Color) float64 {
-	a, b := c.luminance(), other.luminance()
-	return (max(a, b) + 0.05) / (min(a, b) + 0.05)
-}
-
-// mix goes from c to other, all the way at 1.
-func (c Color) mix(other Color, share float64) Color {
-	between := func(a, b uint8) uint8 { return uint8(math.Round(float64(a) + (float64(b)-float64(a))*share)) }
-	return Color{between(c.R, other.R), between(c.G, other.G), between(c.B, other.B)}
-}
-
-var black, white = Color{}, Color{255, 255, 255}
-
-// WCAG 2.2 AA: of text (1.4.3), and of what makes a control recognizable (1.4.11).
-const (
-	textContrast    = 4.5
-	controlContrast = 3
-)
-
-// scheme is the palette of light or dark. What is fixed in it is readable in itself; palette adds
-// the brand's colour to it.
-type scheme struct{ back, card, text, soft, line Color }
-
-var (
-	light = scheme{back: Color{0xf5, 0xf6, 0xf8}, card: white, text: Color{0x1a, 0x1f, 0x36}, soft: Color{0x4f, 0x56, 0x6b}, line: Color{0xe3, 0xe8, 0xee}}
-	dark  = scheme{back: Color{0x10, 0x13, 0x1c}, card: Color{0x1b, 0x20, 0x30}, text: Color{0xee, 0xf0, 0xf6}, soft: Color{0xb3, 0xba, 0xcb}, line: Color{0x31, 0x38, 0x4d}}
-)
-
-// label is what reads on c: white where it can, as people expect on a button, else black, which
-// then has at least 4.6.
-func (c Color) label() Color {
-	if c.contrast(white) >= textContrast {
-		return white
-	}
-	return black
-}
-
-// edge outlines a button of colour c: c itself where that stands out from the card, else the
-// nearest shade of it that does. The brand's own colour stays in the button's face.
-func (s scheme) edge(c Color) Color {
-	for share := 0.0; share < 1; share += 0.05 {
-		if e := c.mix(s.text, share); e.contrast(s.card) >= controlContrast {
-			return e
-		}
-	}
-	return s.text
-}
-
-// link is c where it can be read as text, else the colour of text.
-func (s scheme) link(c Color) Color {
-	if c.contrast(s.card) >= textContrast {
-		return c
-	}
-	return s.text
-}
-
-// css are the scheme's custom properties, which pages.css uses.
-func (s scheme) css(c Color) string {
+// schemeCSS are a scheme's custom properties, which pages.css uses.
+func schemeCSS(s brand.Scheme, c brand.Color) string {
 	return fmt.Sprintf(":root{--back:%v;--card:%v;--text:%v;--soft:%v;--line:%v;--fill:%v;--on:%v;--edge:%v;--link:%v}",
-		s.back, s.card, s.text, s.soft, s.line, c, c.label(), s.edge(c), s.link(c))
+		s.Back, s.Card, s.Text, s.Soft, s.Line, c, c.Label(), s.Edge(c), s.Link(c))
 }
 
 // palette is the style's beginning: the brand's colour as light and dark need it.
-func palette(c Color) string {
-	return ":root{color-scheme:light dark}" + light.css(c) + "@media (prefers-color-scheme:dark){" + dark.css(c) + "}\n"
+func palette(c brand.Color) string {
+	return ":root{color-scheme:light dark}" + schemeCSS(brand.Light, c) + "@media (prefers-color-scheme:dark){" + schemeCSS(brand.Dark, c) + "}\n"
 }
 
 // Logo is the brand's, fetched once and served by the click server itself: a page with a

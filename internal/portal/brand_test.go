@@ -7,29 +7,20 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-)
 
-func TestParseColor(t *testing.T) {
-	t.Parallel()
-	for s, want := range map[string]string{"#39c": "#3399cc", "#3D3bC9": "#3d3bc9", "#000": "#000000",
-		"": "", "39c": "", "#": "", "#39": "", "#39cc": "", "#3d3bc9ff": "", "#ggg": "", "#+12345": "", "#-12": "", "#1_2": "", "red": "", "#39c;}": ""} {
-		got, err := ParseColor(s)
-		if (err == nil) != (want != "") || err == nil && got.String() != want {
-			t.Errorf("%q: %v, %v", s, got, err)
-		}
-	}
-}
+	"latchkey/internal/brand"
+)
 
 // WCAG 2.2 AA for whatever colour the brand has, in light and dark, as the style itself has it.
 func TestEveryColorIsReadable(t *testing.T) {
 	t.Parallel()
 	property := regexp.MustCompile(`--(\w+):(#\w+)`)
 	for rgb := 0; rgb < 1<<24; rgb += 4099 { // a prime: it meets all shades of all three
-		c := Color{uint8(rgb >> 16), uint8(rgb >> 8), uint8(rgb)}
+		c := brand.Color{R: uint8(rgb >> 16), G: uint8(rgb >> 8), B: uint8(rgb)}
 		checkContrast(t, property, c)
 	}
 	for _, s := range []string{"#fff", "#000", "#777", "#ffe600", "#000033", "#f5f6f8", "#1b2030", "#10131c", "#767676", "#777777", "#ff0000", "#00ff00", "#0000ff"} {
-		c, err := ParseColor(s)
+		c, err := brand.ParseColor(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,21 +28,21 @@ func TestEveryColorIsReadable(t *testing.T) {
 	}
 }
 
-func checkContrast(t *testing.T, property *regexp.Regexp, c Color) {
+func checkContrast(t *testing.T, property *regexp.Regexp, c brand.Color) {
 	t.Helper()
-	for name, s := range map[string]scheme{"light": light, "dark": dark} {
-		is := map[string]Color{}
-		for _, m := range property.FindAllStringSubmatch(s.css(c), -1) {
-			is[m[1]], _ = ParseColor(m[2])
+	for name, s := range map[string]brand.Scheme{"light": brand.Light, "dark": brand.Dark} {
+		is := map[string]brand.Color{}
+		for _, m := range property.FindAllStringSubmatch(schemeCSS(s, c), -1) {
+			is[m[1]], _ = brand.ParseColor(m[2])
 		}
 		for _, pair := range []struct {
 			what, of, on string
 			least        float64
 		}{
-			{"the button's text", "on", "fill", textContrast}, {"the button's edge", "edge", "card", controlContrast}, {"a link", "link", "card", textContrast},
-			{"text", "text", "card", textContrast}, {"small text", "soft", "card", textContrast}, {"the focus ring", "text", "card", controlContrast},
+			{"the button's text", "on", "fill", brand.TextContrast}, {"the button's edge", "edge", "card", brand.ControlContrast}, {"a link", "link", "card", brand.TextContrast},
+			{"text", "text", "card", brand.TextContrast}, {"small text", "soft", "card", brand.TextContrast}, {"the focus ring", "text", "card", brand.ControlContrast},
 		} {
-			if got := is[pair.of].contrast(is[pair.on]); got < pair.least {
+			if got := is[pair.of].Contrast(is[pair.on]); got < pair.least {
 				t.Errorf("%v in %s: %s has a contrast of %.2f", c, name, pair.what, got)
 			}
 		}

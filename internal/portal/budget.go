@@ -23,7 +23,7 @@ type Budget struct {
 	rate float64
 	now  func() time.Time // of clicks; slots go by the database's clock
 
-	takes   group[*take]
+	takes   Group[*take]
 	waits   prometheus.Histogram
 	inLine  prometheus.Counter
 	lowered prometheus.Counter
@@ -40,7 +40,7 @@ func NewBudget(pool *pgxpool.Pool, rate float64, now func() time.Time, reg prome
 		inLine:  prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_waiting_pages_total", Help: "Waiting pages that were shown."}),
 		lowered: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_stripe_budget_lowered_total", Help: "429s of Stripe that lowered the pace."}),
 	}
-	b.takes = group[*take]{commit: b.serve, most: 256}
+	b.takes = Group[*take]{Commit: b.serve, Most: 256}
 	if reg != nil {
 		reg.MustRegister(b.waits, b.inLine, b.lowered)
 	}
@@ -124,7 +124,7 @@ func (b *Budget) Lower(ctx context.Context, account string) error {
 }
 
 func (b *Budget) ask(ctx context.Context, t *take) error {
-	if err := b.takes.do(ctx, t); err != nil {
+	if err := b.takes.Do(ctx, t); err != nil {
 		return err
 	}
 	return t.err

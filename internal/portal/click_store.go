@@ -22,11 +22,11 @@ type Store struct {
 	HandOver func(ids IDRange, rows []EventRow)
 	Now      func() time.Time
 
-	links   group[*linkRead]
-	opens   group[*linkOpen]
-	appends group[AuditEvent]
-	starts  group[*clickStart]
-	ends    group[*clickEnd]
+	links   Group[*linkRead]
+	opens   Group[*linkOpen]
+	appends Group[AuditEvent]
+	starts  Group[*clickStart]
+	ends    Group[*clickEnd]
 }
 
 // PlannerSettings are what the database sessions of clicks and intake are to run with. They find
@@ -39,11 +39,11 @@ func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *St
 	s := &Store{Pool: pool, Publish: publish, HandOver: func(IDRange, []EventRow) {}, Now: now}
 	const most = 256 // rows of a transaction
 	// Two linger for larger groups, since each group of theirs has a publish job.
-	s.links = group[*linkRead]{commit: s.readLinks, most: most}
-	s.opens = group[*linkOpen]{commit: s.openLinks, most: most, enough: 32, linger: 200 * time.Microsecond}
-	s.appends = group[AuditEvent]{commit: s.appendTogether, most: most}
-	s.starts = group[*clickStart]{commit: s.startClicks, most: most}
-	s.ends = group[*clickEnd]{commit: s.endClicks, most: most, enough: 48, linger: time.Millisecond}
+	s.links = Group[*linkRead]{Commit: s.readLinks, Most: most}
+	s.opens = Group[*linkOpen]{Commit: s.openLinks, Most: most, Enough: 32, Linger: 200 * time.Microsecond}
+	s.appends = Group[AuditEvent]{Commit: s.appendTogether, Most: most}
+	s.starts = Group[*clickStart]{Commit: s.startClicks, Most: most}
+	s.ends = Group[*clickEnd]{Commit: s.endClicks, Most: most, Enough: 48, Linger: time.Millisecond}
 	return s
 }
 
@@ -98,7 +98,7 @@ type linkRead struct {
 // Link reads a link by its id, or returns ErrNoLink.
 func (s *Store) Link(ctx context.Context, id uuid.UUID) (*Link, error) {
 	read := &linkRead{id: id}
-	if err := s.links.do(ctx, read); err != nil {
+	if err := s.links.Do(ctx, read); err != nil {
 		return nil, err
 	}
 	if read.link == nil {
@@ -147,7 +147,7 @@ type linkOpen struct {
 // error; those that share a transaction wait for it.
 func (s *Store) Open(ctx context.Context, id uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
 	open := &linkOpen{id: id, look: look, visitor: v}
-	if err := s.opens.do(ctx, open); err != nil {
+	if err := s.opens.Do(ctx, open); err != nil {
 		if ctx.Err() != nil { // its transaction may be at work still
 			return nil, err
 		}
@@ -237,7 +237,7 @@ func eventRows(events []AuditEvent) []EventRow {
 // Denied appends click.denied. click is the open click that the press was answered with, or
 // uuid.Nil.
 func (s *Store) Denied(ctx context.Context, link *Link, click uuid.UUID, detail map[string]any, v *Visitor) error {
-	return s.appends.do(ctx, AuditEvent{Kind: ClickDenied, At: s.Now(), LinkID: link.ID, RequestID: link.RequestID, ClickID: click, Detail: detail, Visitor: v})
+	return s.appends.Do(ctx, AuditEvent{Kind: ClickDenied, At: s.Now(), LinkID: link.ID, RequestID: link.RequestID, ClickID: click, Detail: detail, Visitor: v})
 }
 
 func (s *Store) appendTogether(ctx context.Context, events []AuditEvent) error {
@@ -285,7 +285,7 @@ type clickStart struct {
 // ErrNoLink is returned where there is no link, and with another error the link where that was read.
 func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
 	start := &clickStart{click: click, id: id, look: look, visitor: v}
-	err := s.starts.do(ctx, start)
+	err := s.starts.Do(ctx, start)
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &pg) && pg.ConstraintName == "clicks_pkey":
@@ -443,7 +443,7 @@ func (s *Store) EndClick(ctx context.Context, link *Link, click uuid.UUID, sessi
 			"code": cause.Code, "stripe_request_id": cause.RequestID, "retryable": cause.Retryable()}}
 	}
 	end.event.LinkID, end.event.RequestID, end.event.ClickID, end.event.link = link.ID, link.RequestID, click, link
-	if err := s.ends.do(ctx, end); err != nil {
+	if err := s.ends.Do(ctx, end); err != nil {
 		return err
 	}
 	switch end.ended {

@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// group makes concurrent calls share a transaction. Calls that come while others are being
+// Group makes concurrent calls share a transaction. Calls that come while others are being
 // committed wait and form the next transaction together, so a group is as large as the load makes
 // it, and on an idle database a call waits for nobody. It owns no goroutine while nothing is asked
 // of it.
-type group[T any] struct {
-	// commit serves items in one transaction and leaves what it found in them.
-	commit func(ctx context.Context, items []T) error
-	most   int // items in a transaction
-	// With fewer than enough waiting, a worker that comes from a group lingers for more.
-	enough int
-	linger time.Duration
+type Group[T any] struct {
+	// Commit serves items in one transaction and leaves what it found in them.
+	Commit func(ctx context.Context, items []T) error
+	Most   int // items in a transaction
+	// With fewer than Enough waiting, a worker that comes from a group lingers for more.
+	Enough int
+	Linger time.Duration
 
 	mu      sync.Mutex
 	waiting []*groupCall[T]
@@ -42,9 +42,9 @@ const groupTimeout = 5 * time.Second
 // apartAtATime are the transactions of calls that are tried apart, which leaves connections to others.
 const apartAtATime = 4
 
-// do serves an item with whatever else is waiting. After an error nothing is known to be durable.
+// Do serves an item with whatever else is waiting. After an error nothing is known to be durable.
 // When ctx ends first, an item that no transaction has taken yet is never served.
-func (g *group[T]) do(ctx context.Context, item T) error {
+func (g *Group[T]) Do(ctx context.Context, item T) error {
 	call := &groupCall[T]{item, make(chan error, 1)}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, call)
@@ -65,13 +65,13 @@ func (g *group[T]) do(ctx context.Context, item T) error {
 }
 
 // run serves groups until nobody waits.
-func (g *group[T]) run() {
+func (g *Group[T]) run() {
 	for first := true; ; first = false {
 		if !first {
 			g.gather()
 		}
 		g.mu.Lock()
-		n := min(len(g.waiting), g.most)
+		n := min(len(g.waiting), g.Most)
 		if n == 0 {
 			g.running = false
 			g.mu.Unlock()
@@ -86,18 +86,18 @@ func (g *group[T]) run() {
 
 // gather gives those who were just answered the time to ask again: fewer and larger groups cost
 // less. Who finds nobody at work never waits.
-func (g *group[T]) gather() {
+func (g *Group[T]) gather() {
 	g.mu.Lock()
-	few := len(g.waiting) > 0 && len(g.waiting) < g.enough
+	few := len(g.waiting) > 0 && len(g.waiting) < g.Enough
 	g.mu.Unlock()
 	if few {
-		time.Sleep(g.linger)
+		time.Sleep(g.Linger)
 	}
 }
 
 // serve commits calls together, and each apart where one of them is in the way: the database
 // refuses its value, somebody holds its row, or it panics. So none fails for another's sake.
-func (g *group[T]) serve(calls []*groupCall[T]) {
+func (g *Group[T]) serve(calls []*groupCall[T]) {
 	items := make([]T, len(calls))
 	for i, c := range calls {
 		items[i] = c.item
@@ -118,7 +118,7 @@ func (g *group[T]) serve(calls []*groupCall[T]) {
 	}
 }
 
-func (g *group[T]) try(items []T) (err error) {
+func (g *Group[T]) try(items []T) (err error) {
 	defer func() {
 		if p := recover(); p != nil { // no handler's recover is on this goroutine
 			err = fmt.Errorf("%w: %s\n%s", errPanicked, typeName(p), debug.Stack())
@@ -126,7 +126,7 @@ func (g *group[T]) try(items []T) (err error) {
 	}()
 	ctx, cancel := context.WithTimeout(context.Background(), groupTimeout)
 	defer cancel()
-	return g.commit(ctx, items)
+	return g.Commit(ctx, items)
 }
 
 var errPanicked = errors.New("panic in a transaction; please report it with this stack")

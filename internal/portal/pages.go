@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"latchkey/internal/brand"
 )
 
 //go:embed pages.html
@@ -89,7 +91,7 @@ type answer struct {
 type PagesConfig struct {
 	Brand      string
 	SupportURL string
-	Color      string // as ParseColor takes it
+	Color      string // as brand.ParseColor takes it
 	LoginURL   string // Stripe's own login page, offered when sessions can't be made
 	AllowHTTP  bool   // Stripe is on loopback: redirects may go to http
 	Logo       *Logo
@@ -106,7 +108,7 @@ type Pages struct {
 	bodies    sync.Pool // of *bytes.Buffer
 
 	mu       sync.RWMutex
-	words    map[string]*words
+	words    map[string]words
 	rendered map[variant]*rendered
 }
 
@@ -135,7 +137,7 @@ const (
 // rendered is a page cut at its holes: text before the first, and then a hole and the text behind
 // it in turn.
 type rendered struct {
-	words    *words
+	words    words
 	language []string // the value of Content-Language
 	status   int
 	first    string
@@ -150,14 +152,14 @@ var holes = regexp.MustCompile(`\{(?:token|place|wait|reference|date|time)\}`)
 // redirect after a form's submission against form-action too, and a session's host is free, so
 // the scheme is what can be fixed.
 func NewPages(cfg PagesConfig) *Pages {
-	color, err := ParseColor(cfg.Color)
+	color, err := brand.ParseColor(cfg.Color)
 	if err != nil { // none: the configuration was checked
-		color = defaultColor
+		color = brand.Default
 	}
 	p := &Pages{
 		cfg: cfg, style: palette(color) + pagesCSS, languages: newLanguages(),
 		tmpl:  template.Must(template.New("page").Parse(pagesHTML)),
-		words: map[string]*words{}, rendered: map[variant]*rendered{},
+		words: map[string]words{}, rendered: map[variant]*rendered{},
 		bodies: sync.Pool{New: func() any { return new(bytes.Buffer) }},
 	}
 	sum := sha256.Sum256([]byte(p.style))
@@ -272,8 +274,8 @@ func (p *Pages) page(v variant) *rendered {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	w := p.words[v.locale]
-	if w == nil {
+	w, ok := p.words[v.locale]
+	if !ok {
 		w = loadWords(v.locale)
 		p.words[v.locale] = w
 	}
@@ -283,13 +285,13 @@ func (p *Pages) page(v variant) *rendered {
 }
 
 // render executes the template and cuts the page at its holes.
-func (p *Pages) render(v variant, w *words) *rendered {
+func (p *Pages) render(v variant, w words) *rendered {
 	var page strings.Builder
 	if err := p.tmpl.Execute(&page, p.data(v, w)); err != nil {
 		panic(fmt.Errorf("render %s in %s: %w", v.page, v.locale, err)) // our own template, our own data
 	}
 	html := page.String()
-	r := &rendered{words: w, language: []string{w.locale}, status: kinds[v.page].status, first: html}
+	r := &rendered{words: w, language: []string{w.Locale}, status: kinds[v.page].status, first: html}
 	for i, at := range holes.FindAllStringIndex(html, -1) {
 		next := piece{hole: html[at[0]+1 : at[1]-1], text: html[at[1]:]}
 		if i == 0 {
@@ -304,41 +306,41 @@ func (p *Pages) render(v variant, w *words) *rendered {
 }
 
 // data is what the template shows.
-func (p *Pages) data(v variant, w *words) map[string]any {
+func (p *Pages) data(v variant, w words) map[string]any {
 	name := kinds[v.page].words
-	title := w.get(name + ".title")
+	title := w.Get(name + ".title")
 	if v.flow != "" {
-		title = w.get(name + ".title." + v.flow)
+		title = w.Get(name + ".title." + v.flow)
 	}
 	data := map[string]any{
-		"Locale": w.locale, "Title": title, "Text": w.get(name + ".text"), "Wait": v.page == pageWaiting,
-		"CSS": template.CSS(p.style), "Brand": withoutHoles(p.cfg.Brand), "SupportURL": p.cfg.SupportURL, "Support": w.get("support"),
+		"Locale": w.Locale, "Title": title, "Text": w.Get(name + ".text"), "Wait": v.page == pageWaiting,
+		"CSS": template.CSS(p.style), "Brand": withoutHoles(p.cfg.Brand), "SupportURL": p.cfg.SupportURL, "Support": w.Get("support"),
 	}
 	if p.cfg.Logo != nil {
 		data["Logo"] = p.cfg.Logo.path
 	}
 	if v.page == pageExpired {
-		data["More"] = w.get("expired.ask")
+		data["More"] = w.Get("expired.ask")
 	}
 	switch v.button {
 	case postButton:
-		data["Post"] = map[string]string{"Label": w.get(name + ".button")}
+		data["Post"] = map[string]string{"Label": w.Get(name + ".button")}
 	case placeButton:
-		data["Get"] = map[string]any{"Label": w.get(name + ".button"), "Place": true}
+		data["Get"] = map[string]any{"Label": w.Get(name + ".button"), "Place": true}
 	case linkButton:
-		data["Get"] = map[string]any{"Label": w.get(name + ".button")}
+		data["Get"] = map[string]any{"Label": w.Get(name + ".button")}
 	case renewButton:
-		data["More"] = w.get("expired.renew")
-		data["Post"] = map[string]string{"Label": w.get(name + ".button"), "Below": "/renew"}
+		data["More"] = w.Get("expired.renew")
+		data["Post"] = map[string]string{"Label": w.Get(name + ".button"), "Below": "/renew"}
 	}
 	if v.expires {
-		data["Expires"] = unbrokenTime(w.get("confirm.expires"))
+		data["Expires"] = unbrokenTime(w.Get("confirm.expires"))
 	}
 	if v.reference {
-		data["Reference"] = w.get("reference")
+		data["Reference"] = w.Get("reference")
 	}
 	if v.page == pageTryAgain && p.cfg.LoginURL != "" {
-		data["Login"] = map[string]string{"URL": p.cfg.LoginURL, "Label": w.get("try_again.login")}
+		data["Login"] = map[string]string{"URL": p.cfg.LoginURL, "Label": w.Get("try_again.login")}
 	}
 	return data
 }
@@ -376,9 +378,9 @@ func (r *rendered) value(hole string, a answer) string {
 	case "wait":
 		return r.words.remaining(a.wait)
 	case "date":
-		return r.words.date(a.expires)
+		return r.words.Date(a.expires)
 	case "time":
-		return unbroken(r.words.clock(a.expires))
+		return unbroken(r.words.Clock(a.expires))
 	}
 	return a.reference
 }
@@ -388,9 +390,9 @@ func writeProblem(w http.ResponseWriter, page *rendered, a answer) {
 	name := kinds[a.page].words
 	problem := map[string]any{
 		"type":   "about:blank",
-		"title":  page.words.get(name + ".title"),
+		"title":  page.words.Get(name + ".title"),
 		"status": page.status,
-		"detail": page.words.get(name + ".text"),
+		"detail": page.words.Get(name + ".text"),
 		"code":   string(a.page),
 	}
 	if a.reference != "" {

@@ -48,7 +48,7 @@ func TestEveryPage(t *testing.T) {
 	t.Parallel()
 	p := NewPages(PagesConfig{Brand: "Acme", SupportURL: "https://help.example.com"})
 	for name, kind := range kinds {
-		title, text := english.get(kind.words+".title"), english.get(kind.words+".text")
+		title, text := english.Get(kind.words+".title"), english.Get(kind.words+".text")
 		a := answer{page: name, reference: "ref-1", retryAfter: 7}
 		r := render(t, p, a, "Accept", "text/html")
 		r.want(t, kind.status, name)
@@ -81,7 +81,7 @@ func TestEveryPage(t *testing.T) {
 func TestProblemsSpeakTheVisitorsLanguage(t *testing.T) {
 	t.Parallel()
 	r := render(t, NewPages(PagesConfig{}), answer{page: pageRevoked}, "Accept", "application/json", "Accept-Language", "de-CH, fr;q=0.5")
-	if got := r.problem(t); got.Title != loadWords("de").get("revoked.title") || got.Code != "revoked" || r.header.Get("Content-Language") != "de" {
+	if got := r.problem(t); got.Title != loadWords("de").Get("revoked.title") || got.Code != "revoked" || r.header.Get("Content-Language") != "de" {
 		t.Errorf("%v %+v", r.header, got)
 	}
 }
@@ -148,7 +148,7 @@ func TestPagesThatComeBack(t *testing.T) {
 func TestExpiredPageOffersANewLinkWhereItCan(t *testing.T) {
 	t.Parallel()
 	p := NewPages(PagesConfig{})
-	ask, form := english.get("expired.ask"), `<form method="post" action="/l/TOKEN/renew">`
+	ask, form := english.Get("expired.ask"), `<form method="post" action="/l/TOKEN/renew">`
 	if r := render(t, p, answer{page: pageExpired, token: "TOKEN", renewable: true}); !strings.Contains(r.body, form) || strings.Contains(r.body, ask) {
 		t.Errorf("renewable:\n%s", r.body)
 	}

@@ -268,8 +268,8 @@ var english = loadWords("en")
 // shows tells whether a body has one of the titles of a page.
 func (r reply) shows(p page) bool {
 	title := kinds[p].words + ".title"
-	for key := range english.text {
-		if (key == title || strings.HasPrefix(key, title+".")) && strings.Contains(r.body, "<h1>"+english.get(key)+"</h1>") {
+	for key := range english.Messages {
+		if (key == title || strings.HasPrefix(key, title+".")) && strings.Contains(r.body, "<h1>"+english.Get(key)+"</h1>") {
 			return true
 		}
 	}

@@ -2,60 +2,10 @@ package portal
 
 import (
 	"embed"
-	"encoding/json"
-	"fmt"
-	"maps"
-	"strconv"
-	"strings"
+	"io/fs"
 	"time"
 
-	"github.com/go-playground/locales"
-	"github.com/go-playground/locales/bg"
-	"github.com/go-playground/locales/cs"
-	"github.com/go-playground/locales/da"
-	"github.com/go-playground/locales/de"
-	"github.com/go-playground/locales/el"
-	"github.com/go-playground/locales/en"
-	"github.com/go-playground/locales/en_CA"
-	"github.com/go-playground/locales/en_GB"
-	"github.com/go-playground/locales/en_IE"
-	"github.com/go-playground/locales/en_IN"
-	"github.com/go-playground/locales/en_NZ"
-	"github.com/go-playground/locales/en_SG"
-	"github.com/go-playground/locales/es"
-	"github.com/go-playground/locales/es_419"
-	"github.com/go-playground/locales/et"
-	"github.com/go-playground/locales/fi"
-	"github.com/go-playground/locales/fil"
-	"github.com/go-playground/locales/fr"
-	"github.com/go-playground/locales/fr_CA"
-	"github.com/go-playground/locales/hr"
-	"github.com/go-playground/locales/hu"
-	"github.com/go-playground/locales/id"
-	"github.com/go-playground/locales/it"
-	"github.com/go-playground/locales/ja"
-	"github.com/go-playground/locales/ko"
-	"github.com/go-playground/locales/lt"
-	"github.com/go-playground/locales/lv"
-	"github.com/go-playground/locales/ms"
-	"github.com/go-playground/locales/mt"
-	"github.com/go-playground/locales/nb"
-	"github.com/go-playground/locales/nl"
-	"github.com/go-playground/locales/pl"
-	"github.com/go-playground/locales/pt_BR"
-	"github.com/go-playground/locales/pt_PT"
-	"github.com/go-playground/locales/ro"
-	"github.com/go-playground/locales/ru"
-	"github.com/go-playground/locales/sk"
-	"github.com/go-playground/locales/sl"
-	"github.com/go-playground/locales/sv"
-	"github.com/go-playground/locales/th"
-	"github.com/go-playground/locales/tr"
-	"github.com/go-playground/locales/vi"
-	"github.com/go-playground/locales/zh"
-	"github.com/go-playground/locales/zh_Hant"
-	"golang.org/x/text/feature/plural"
-	"golang.org/x/text/language"
+	"latchkey/internal/locale"
 )
 
 // The words of every page, a file for each of Stripe's locales.
@@ -64,179 +14,27 @@ import (
 var localeFiles embed.FS
 
 // words are what the pages say in one locale, and how it writes numbers and times.
-type words struct {
-	locale string
-	tag    language.Tag
-	text   map[string]message
-	format locales.Translator
-}
+type words struct{ *locale.Words }
 
-// message is a string of a locale's file or, for one with a number in it, an object of strings by
-// CLDR plural category.
-type message struct {
-	text   string
-	plural map[string]string
-}
-
-func (m *message) UnmarshalJSON(b []byte) error {
-	if len(b) > 0 && b[0] == '{' {
-		return json.Unmarshal(b, &m.plural)
-	}
-	return json.Unmarshal(b, &m.text)
-}
-
-// loadWords reads a locale's file over that of the locale whose words it inherits. The files are
-// part of the program: one that can't be read is a mistake that the tests find.
-func loadWords(locale string) *words {
-	w := &words{locale: locale, tag: languageTag(locale), text: map[string]message{}, format: formats[locale]()}
-	var chain []string
-	for tag := locale; tag != ""; tag = parentLocale(tag) {
-		chain = append([]string{tag}, chain...)
-	}
-	for _, tag := range chain {
-		own, err := readLocale(tag)
-		if err != nil {
-			panic(err)
-		}
-		maps.Copy(w.text, own)
-	}
-	return w
-}
-
-func readLocale(tag string) (map[string]message, error) {
-	b, err := localeFiles.ReadFile("locales/" + tag + ".json")
+// loadWords reads a locale's words. The files are part of the program: one that can't be read is a
+// mistake that the tests find.
+func loadWords(tag string) words {
+	files, err := fs.Sub(localeFiles, "locales")
 	if err != nil {
-		return nil, err
+		panic(err)
 	}
-	var own map[string]message
-	if err := json.Unmarshal(b, &own); err != nil {
-		return nil, fmt.Errorf("locales/%s.json: %w", tag, err)
+	w, err := locale.Load(files, tag)
+	if err != nil {
+		panic(err)
 	}
-	return own, nil
+	return words{w}
 }
-
-// parentLocale is the one whose words a locale's file adds to, or "".
-func parentLocale(tag string) string {
-	switch {
-	case tag == "zh-HK":
-		return "zh-TW"
-	case strings.HasPrefix(tag, "en-"), tag == "es-419", tag == "fr-CA", tag == "pt-BR":
-		base, _, _ := strings.Cut(tag, "-")
-		return base
-	}
-	return ""
-}
-
-// languageTag takes Stripe's pt as Portugal's, beside pt-BR; alone, it would mean Brazil's.
-func languageTag(locale string) language.Tag {
-	if locale == "pt" {
-		return language.EuropeanPortuguese
-	}
-	return language.MustParse(locale)
-}
-
-func (w *words) get(key string) string { return w.text[key].text }
 
 // remaining tells a time to wait: honest, so rounded up, and never zero.
-func (w *words) remaining(d time.Duration) string {
+func (w words) remaining(d time.Duration) string {
 	const step = 5 * time.Second
 	if seconds := max(step, (d+step-1)/step*step); seconds < time.Minute {
-		return w.number("waiting.seconds", int(seconds/time.Second))
+		return w.Number("waiting.seconds", int(seconds/time.Second))
 	}
-	return w.number("waiting.minutes", int((d+time.Minute-1)/time.Minute))
-}
-
-// number fills n into the plural form that the language wants for it.
-func (w *words) number(key string, n int) string {
-	forms := w.text[key].plural
-	text, ok := forms[w.category(n)]
-	if !ok {
-		text = forms["other"]
-	}
-	return strings.Replace(text, "{n}", strconv.Itoa(n), 1)
-}
-
-var categories = map[plural.Form]string{
-	plural.Zero: "zero", plural.One: "one", plural.Two: "two", plural.Few: "few", plural.Many: "many", plural.Other: "other",
-}
-
-// category is CLDR's plural category of a whole number. (The rules that come with the date formats
-// are wrong for Romanian's 101.)
-func (w *words) category(n int) string {
-	return categories[plural.Cardinal.MatchPlural(w.tag, n, 0, 0, 0, 0)]
-}
-
-// date is the long form of a day in UTC.
-func (w *words) date(t time.Time) string {
-	s := w.format.FmtDateLong(t.UTC())
-	if w.locale == "sl" {
-		return strings.TrimPrefix(s, "0") // the data's pattern is dd
-	}
-	return s
-}
-
-// clock is the short form of a time in UTC.
-func (w *words) clock(t time.Time) string {
-	t = t.UTC()
-	s := w.format.FmtTimeShort(t)
-	switch w.locale { // where the data is not what CLDR says today
-	case "en":
-		return strings.ToUpper(s)
-	case "ko":
-		return strings.NewReplacer("AM", "오전", "PM", "오후").Replace(s)
-	case "zh":
-		return t.Format("15:04")
-	}
-	return s
-}
-
-// formats are CLDR's data by locale. Two stand in for one whose data lacks am and pm: en_NZ writes
-// as en-AU does, zh_Hant as zh-HK does.
-var formats = map[string]func() locales.Translator{
-	"bg":     bg.New,
-	"cs":     cs.New,
-	"da":     da.New,
-	"de":     de.New,
-	"el":     el.New,
-	"en":     en.New,
-	"en-AU":  en_NZ.New,
-	"en-CA":  en_CA.New,
-	"en-GB":  en_GB.New,
-	"en-IE":  en_IE.New,
-	"en-IN":  en_IN.New,
-	"en-NZ":  en_NZ.New,
-	"en-SG":  en_SG.New,
-	"es":     es.New,
-	"es-419": es_419.New,
-	"et":     et.New,
-	"fi":     fi.New,
-	"fil":    fil.New,
-	"fr":     fr.New,
-	"fr-CA":  fr_CA.New,
-	"hr":     hr.New,
-	"hu":     hu.New,
-	"id":     id.New,
-	"it":     it.New,
-	"ja":     ja.New,
-	"ko":     ko.New,
-	"lt":     lt.New,
-	"lv":     lv.New,
-	"ms":     ms.New,
-	"mt":     mt.New,
-	"nb":     nb.New,
-	"nl":     nl.New,
-	"pl":     pl.New,
-	"pt":     pt_PT.New,
-	"pt-BR":  pt_BR.New,
-	"ro":     ro.New,
-	"ru":     ru.New,
-	"sk":     sk.New,
-	"sl":     sl.New,
-	"sv":     sv.New,
-	"th":     th.New,
-	"tr":     tr.New,
-	"vi":     vi.New,
-	"zh":     zh.New,
-	"zh-HK":  zh_Hant.New,
-	"zh-TW":  zh_Hant.New,
+	return w.Number("waiting.minutes", int((d+time.Minute-1)/time.Minute))
 }

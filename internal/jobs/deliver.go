@@ -1,0 +1,199 @@
+package jobs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+
+	"latchkey/internal/portal"
+)
+
+// The channels of a delivery.
+const (
+	ChannelEmail   = "email"
+	ChannelWebhook = "webhook"
+)
+
+// deliveryAttempts is above any schedule of attempts: a job counts its attempts against the schedule
+// itself, since River would discard it without an outcome.
+const deliveryAttempts = 1000
+
+// soon is when a delivery is tried again that could not even begin.
+const soon = 5 * time.Second
+
+// DeliverFunc makes, in the transaction that makes the links, a job for each of their deliveries.
+type DeliverFunc func(ctx context.Context, tx pgx.Tx, deliveries []river.InsertManyParams) error
+
+// Deliver is the DeliverFunc.
+func (r *River) Deliver(ctx context.Context, tx pgx.Tx, deliveries []river.InsertManyParams) error {
+	if _, err := r.client.InsertManyTx(ctx, tx, deliveries); err != nil {
+		return fmt.Errorf("insert delivery jobs: %w", err)
+	}
+	return nil
+}
+
+// deliveryJobs are the jobs of a link's deliveries; event is the id of its link.issued row.
+func deliveryJobs(event uuid.UUID, deliveries []Delivery) (jobs []river.InsertManyParams) {
+	for n, d := range deliveries {
+		switch d.Channel {
+		case ChannelEmail:
+			jobs = append(jobs, river.InsertManyParams{Args: EmailArgs{Event: event, N: n}})
+		case ChannelWebhook:
+			jobs = append(jobs, river.InsertManyParams{Args: WebhookArgs{Event: event, N: n}})
+		}
+	}
+	return jobs
+}
+
+// delivery is one entry of a request's deliver on its way.
+type delivery struct {
+	Delivery
+
+	id   uuid.UUID // stable, and the id of the audit row of its outcome: so it can have only one
+	row  portal.EventRow
+	link *portal.Link
+}
+
+// deliveryID derives it from the row that issued the link. Its first 48 bits are that row's time, as in
+// any UUIDv7.
+func deliveryID(event uuid.UUID, n int) uuid.UUID {
+	in := binary.BigEndian.AppendUint64(append([]byte("latchkey delivery "), event[:]...), uint64(n))
+	sum := sha256.Sum256(in)
+	id := uuid.UUID(sum[:16])
+	copy(id[:6], event[:6])
+	id[6], id[8] = id[6]&0x0f|0x70, id[8]&0x3f|0x80
+	return id
+}
+
+// errDelivered is returned for a delivery that has its outcome: the worker died between that commit and
+// the end of the job.
+var errDelivered = errors.New("the delivery has its outcome")
+
+// deliveries loads deliveries and writes down what became of them. Their pool need not wait for the disk:
+// the end of a job is committed behind its outcome, so a crash of Postgres that loses the outcome has lost
+// the end too, and the job runs again.
+type deliveries struct {
+	pool    *pgxpool.Pool
+	publish portal.PublishFunc
+	now     func() time.Time
+	log     *slog.Logger
+}
+
+// load reads a delivery. It returns errDelivered, portal.ErrNoLink where the database has lost the link,
+// or an error of the database.
+func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*delivery, error) {
+	rows, err := portal.LoadEventRows(ctx, s.pool, `e.id = $1`, event)
+	if err != nil {
+		return nil, err
+	}
+	if len(rows) == 0 || rows[0].Link == nil {
+		return nil, portal.ErrNoLink
+	}
+	d := &delivery{id: deliveryID(event, n), row: rows[0]}
+	if d.link, err = portal.LoadLink(ctx, s.pool, d.row.LinkID); err != nil {
+		return nil, err
+	}
+	var entry []byte
+	var ended bool
+	err = s.pool.QueryRow(ctx, `SELECT deliver->$2::int, EXISTS (SELECT FROM audit_events WHERE id = $3) FROM links WHERE id = $1`,
+		d.row.LinkID, n, d.id).Scan(&entry, &ended)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read a delivery: %w", err)
+	case ended:
+		return nil, errDelivered
+	case len(entry) == 0:
+		return nil, portal.ErrNoLink
+	}
+	if err := json.Unmarshal(entry, &d.Delivery); err != nil {
+		return nil, fmt.Errorf("read a delivery: %w", err)
+	}
+	return d, nil
+}
+
+// dead says why a link is not worth delivering any more; empty = it is.
+func (d *delivery) dead(now time.Time) string {
+	switch state := d.link.StateAt(now); state {
+	case portal.StateRevoked:
+		return "the link was revoked before it could be delivered"
+	case portal.StateExpired:
+		return "the link expired before it could be delivered"
+	}
+	return ""
+}
+
+// outcome is how a delivery ended.
+type outcome struct {
+	kind     portal.Kind // portal.LinkDelivered or LinkDeliveryFailed
+	attempts int
+	detail   map[string]any // beside channel and attempts
+}
+
+func delivered(attempts int) outcome { return outcome{portal.LinkDelivered, attempts, nil} }
+
+func failed(attempts int, reason string, more map[string]any) outcome {
+	detail := map[string]any{"error": reason}
+	for k, v := range more {
+		detail[k] = v
+	}
+	return outcome{portal.LinkDeliveryFailed, attempts, detail}
+}
+
+// end writes a delivery's outcome and its publish job. Only the first outcome counts: two workers may be
+// at the same job, if one of them was taken for dead.
+func (s *deliveries) end(ctx context.Context, d *delivery, o outcome) error {
+	detail := map[string]any{"channel": d.Channel, "attempts": o.attempts}
+	for k, v := range o.detail {
+		detail[k] = v
+	}
+	e := portal.AuditEvent{ID: d.id, At: s.now(), Kind: o.kind, LinkID: d.link.ID, RequestID: d.link.RequestID, Detail: detail}
+	return portal.InTx(ctx, s.pool, func(tx *portal.Tx) error {
+		if err := portal.InsertAuditOnce(ctx, tx, []portal.AuditEvent{e}); err != nil {
+			return err
+		}
+		return s.publish(ctx, tx, portal.OneID(d.id))
+	})
+	// InTx has committed: durable are the outcome and its publish job. A crash here means that the job
+	// runs once more, and finds its outcome.
+}
+
+// begin loads a delivery for its job. skip is what the job is to return where there is nothing to send.
+func (s *deliveries) begin(ctx context.Context, event uuid.UUID, n, attempts int) (d *delivery, skip error, ok bool) {
+	d, err := s.load(ctx, event, n)
+	switch {
+	case errors.Is(err, errDelivered):
+		return nil, nil, false
+	case errors.Is(err, portal.ErrNoLink):
+		return nil, river.JobCancel(errors.New("its link is gone: was the database restored from a dump without it?")), false
+	case err != nil:
+		return nil, s.later(event, err), false
+	}
+	if reason := d.dead(s.now()); reason != "" {
+		return nil, s.settle(ctx, d, failed(attempts, reason, nil)), false
+	}
+	return d, nil, true
+}
+
+// settle ends a delivery; where the database does not take that, the job comes back for it.
+func (s *deliveries) settle(ctx context.Context, d *delivery, o outcome) error {
+	if err := s.end(ctx, d, o); err != nil {
+		return s.later(d.row.ID, err)
+	}
+	return nil
+}
+
+// later puts a job off for something that is not the delivery's fault, and so is no attempt of it.
+func (s *deliveries) later(event uuid.UUID, err error) error {
+	s.log.Warn("a delivery is put off", "event_id", event, "error", err)
+	return river.JobSnooze(soon)
+}

@@ -1,0 +1,81 @@
+package jobs
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"latchkey/internal/portal"
+)
+
+// disableAfter is how long a target may fail without a success between, before nothing is sent to it any
+// more.
+const disableAfter = 5 * 24 * time.Hour
+
+// targetID is what a target is known by: its URL can hold a secret.
+func targetID(target string) []byte {
+	id := sha256.Sum256([]byte(target))
+	return id[:]
+}
+
+// targetDisabled tells whether nothing is sent to a target any more.
+func (s *deliveries) targetDisabled(ctx context.Context, target string) (disabled bool, err error) {
+	err = s.pool.QueryRow(ctx, `SELECT disabled_at IS NOT NULL FROM webhook_targets WHERE id = $1`, targetID(target)).Scan(&disabled)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the state of a webhook's target: %w", err)
+	}
+	return disabled, nil
+}
+
+// targetWorks ends a target's failing. A target that never failed has no row.
+func (s *deliveries) targetWorks(ctx context.Context, target string) error {
+	_, err := s.pool.Exec(ctx, `UPDATE webhook_targets SET failing_since = NULL, disabled_at = NULL WHERE id = $1 AND failing_since IS NOT NULL`, targetID(target))
+	return err
+}
+
+// targetFails notes that a target took no event. One that has failed for disableAfter, or is gone, is
+// disabled, which is an event of the link whose delivery was the last straw.
+func (s *deliveries) targetFails(ctx context.Context, target string, row portal.EventRow, gone bool) error {
+	u, err := url.Parse(target)
+	if err != nil {
+		return err
+	}
+	now := s.now()
+	return portal.InTx(ctx, s.pool, func(tx *portal.Tx) error {
+		var since time.Time
+		var disabled bool
+		err := tx.QueryRow(ctx, `INSERT INTO webhook_targets AS t (id, host, failing_since) VALUES ($1, $2, $3)
+			ON CONFLICT (id) DO UPDATE SET failing_since = coalesce(t.failing_since, excluded.failing_since)
+			RETURNING failing_since, disabled_at IS NOT NULL`, targetID(target), u.Host, now).Scan(&since, &disabled)
+		if err != nil || disabled || !gone && now.Sub(since) < disableAfter {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `UPDATE webhook_targets SET disabled_at = $2 WHERE id = $1`, targetID(target), now); err != nil {
+			return err
+		}
+		s.log.Error("a webhook's target is disabled: nothing is sent to it any more", "host", u.Host, "failing_since", since)
+		return s.appendDisabled(ctx, tx, row, now, map[string]any{
+			"endpoint": hex.EncodeToString(targetID(target)), "host": u.Host, "failing_since": since.UTC().Format(time.RFC3339)})
+	})
+}
+
+func (s *deliveries) appendDisabled(ctx context.Context, tx pgx.Tx, row portal.EventRow, now time.Time, detail map[string]any) error {
+	ids, err := portal.NewIDs(1)
+	if err != nil {
+		return err
+	}
+	e := portal.AuditEvent{ID: ids.First, At: now, Kind: portal.WebhookDisabled, LinkID: row.LinkID, RequestID: row.Link.RequestID, Detail: detail}
+	if err := portal.InsertAudit(ctx, tx, []portal.AuditEvent{e}); err != nil {
+		return err
+	}
+	return s.publish(ctx, tx, ids)
+}

@@ -1,0 +1,757 @@
+package notify
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/emersion/go-sasl"
+	"github.com/emersion/go-smtp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"latchkey/internal/mailcatcher"
+)
+
+// courier is a Mailer that talks to a script off loopback, over STARTTLS.
+type courier struct {
+	*Mailer
+	script *script
+	logs   *bytes.Buffer
+}
+
+func newCourier(t *testing.T, s *script, change ...func(*MailerConfig)) *courier {
+	t.Helper()
+	ca := newAuthority(t)
+	if s.tls == nil {
+		s.tls = ca.server(t, mailHost)
+	}
+	if s.offers == nil {
+		s.offers = []string{"AUTH PLAIN", "SMTPUTF8", "8BITMIME", "ENHANCEDSTATUSCODES"}
+	}
+	c := &courier{script: s, logs: &bytes.Buffer{}}
+	cfg := MailerConfig{URL: scriptURL, From: "Example <billing@example.com>", TLS: ca.client(), Log: slog.New(slog.NewTextHandler(c.logs, nil))}
+	for _, f := range change {
+		f(&cfg)
+	}
+	var err error
+	if c.Mailer, err = NewMailer(cfg); err != nil {
+		t.Fatal(err)
+	}
+	c.dial = s.dial
+	return c
+}
+
+func (c *courier) done(t *testing.T) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	if s := c.logs.String(); leaks(s) {
+		t.Errorf("a secret is in the log: %s", s)
+	}
+}
+
+func leaks(s string) bool {
+	for _, secret := range []string{scriptPass, "p4ss", recipient, "jo.secret", "says the server", "says%20the"} {
+		if strings.Contains(s, secret) {
+			return true
+		}
+	}
+	return false
+}
+
+func sample(id string) Mail {
+	return Mail{DeliveryID: id, To: recipient, Date: time.Date(2026, 11, 3, 10, 0, 0, 0, time.UTC), Subject: "Your payment", Text: "Hello\n", HTML: "<p>Hello</p>"}
+}
+
+// send sends with five minutes at hand.
+func (c *courier) send(t *testing.T, m Mail) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	err := c.Send(ctx, m)
+	if err != nil && leaks(err.Error()) {
+		t.Errorf("a secret is in the error: %v", err)
+	}
+	return err
+}
+
+// What each answer at each step means for the mail.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	server := &MailError{} // stands for ErrMailServer
+	tests := []struct {
+		verb, answer string
+		want         *MailError
+	}{
+		{"CONNECT", "421 4.3.2", server},
+		{"CONNECT", "450 4.3.2", server},
+		{"CONNECT", "554 5.3.2", server},
+		{"EHLO", "421 4.3.2", server},
+		{"EHLO", "451 4.3.0", server},
+		{"EHLO", "550 5.7.1", server},
+		{"STARTTLS", "421 4.3.2", server},
+		{"STARTTLS", "454 4.7.0", server},
+		{"STARTTLS", "501 5.5.4", server},
+		{"AUTH", "421 4.3.2", server},
+		{"AUTH", "454 4.7.0", server},
+		{"AUTH", "535 5.7.8", server},
+		{"AUTH", "534 5.7.9", server},
+		{"MAIL", "421 4.3.2", server},
+		{"MAIL", "452 4.3.1", &MailError{Code: 452, EnhancedStatus: "4.3.1", Temporary: true}},
+		{"MAIL", "450 4.7.28", &MailError{Code: 450, EnhancedStatus: "4.7.28", Temporary: true}},
+		{"MAIL", "550 5.7.1", server}, // names MAIL_FROM alone
+		{"MAIL", "530 5.7.0", server},
+		{"RCPT", "421 4.7.0", server},
+		{"RCPT", "450 4.2.1", &MailError{Code: 450, EnhancedStatus: "4.2.1", Temporary: true}},
+		{"RCPT", "451 4.7.1", &MailError{Code: 451, EnhancedStatus: "4.7.1", Temporary: true}},
+		{"RCPT", "452 4.2.2", &MailError{Code: 452, EnhancedStatus: "4.2.2", Temporary: true}},
+		{"RCPT", "550 5.1.1", &MailError{Code: 550, EnhancedStatus: "5.1.1"}},
+		{"RCPT", "550-5.1.1 one\r\n550 5.1.1", &MailError{Code: 550, EnhancedStatus: "5.1.1"}},
+		{"RCPT", "550", &MailError{Code: 550}},
+		{"RCPT", "550 4.1.1", &MailError{Code: 550}}, // of another class than the code
+		{"RCPT", "550 5.1.1111", &MailError{Code: 550}},
+		{"RCPT", "530 5.7.0", server},
+		{"RCPT", "999 9.9.9", server},
+		{"RCPT", "250-", server}, // no last line
+		{"RCPT", "nonsense", server},
+		{"RCPT", "354 5.1.1", server},
+		{"DATA", "421 4.3.2", server},
+		{"DATA", "451 4.3.0", &MailError{Code: 451, EnhancedStatus: "4.3.0", Temporary: true}},
+		{"DATA", "554 5.5.1", &MailError{Code: 554, EnhancedStatus: "5.5.1"}},
+		{".", "421 4.3.2", server},
+		{".", "451 4.7.1", &MailError{Code: 451, EnhancedStatus: "4.7.1", Temporary: true}},
+		{".", "452 4.3.1", &MailError{Code: 452, EnhancedStatus: "4.3.1", Temporary: true}},
+		{".", "552 5.3.4", &MailError{Code: 552, EnhancedStatus: "5.3.4"}},
+		{".", "554 5.7.1", &MailError{Code: 554, EnhancedStatus: "5.7.1"}},
+	}
+	for _, test := range tests {
+		t.Run(test.verb+" "+test.answer, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{}
+				s.set(test.verb, test.answer+" "+serverText)
+				c := newCourier(t, s)
+				defer c.done(t)
+				err := c.send(t, sample("d1"))
+				if test.want == server {
+					if !errors.Is(err, ErrMailServer) || errors.As(err, new(*MailError)) {
+						t.Fatalf("%v is no ErrMailServer", err)
+					}
+				} else {
+					checkMailError(t, err, test.want)
+				}
+				if got := s.taken(); len(got) > 0 {
+					t.Fatal("the script took a mail")
+				}
+				// What went wrong is past, and with it its effect.
+				s.set(test.verb, "")
+				if err := c.send(t, sample("d2")); err != nil {
+					t.Fatalf("the next mail: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func checkMailError(t *testing.T, err error, want *MailError) {
+	t.Helper()
+	var got *MailError
+	if !errors.As(err, &got) || errors.Is(err, ErrMailServer) {
+		t.Fatalf("%v is no *MailError", err)
+	}
+	if got.Code != want.Code || got.EnhancedStatus != want.EnhancedStatus || got.Temporary != want.Temporary {
+		t.Errorf("got code %d, status %q, temporary %v; want %d, %q, %v", got.Code, got.EnhancedStatus, got.Temporary, want.Code, want.EnhancedStatus, want.Temporary)
+	}
+	if want.Code != 0 && !strings.Contains(err.Error(), fmt.Sprint(want.Code)) || !strings.Contains(err.Error(), want.EnhancedStatus) {
+		t.Errorf("%q does not tell code and status", err)
+	}
+}
+
+// A server that says nothing, or goes, is the server's fault at every step, and never takes longer than
+// the step's limit. The clock is a fake one.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	limits := map[string]time.Duration{"CONNECT": commandTime, "EHLO": commandTime, "STARTTLS": commandTime, "AUTH": commandTime, "MAIL": commandTime,
+		"RCPT": commandTime, "DATA": commandTime, ".": endTime}
+	for verb, limit := range limits {
+		for _, how := range []string{hang, hangUp} {
+			t.Run(verb+" "+how, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					s := &script{}
+					s.set(verb, how, "") // once
+					c := newCourier(t, s)
+					defer c.done(t)
+					began := time.Now()
+					err := c.send(t, sample("d1"))
+					took := time.Since(began)
+					switch before := slices.Contains([]string{"CONNECT", "EHLO", "STARTTLS", "AUTH", "MAIL"}, verb); {
+					case before && err != nil:
+						t.Errorf("nothing of the mail was said, and yet it was not tried again: %v", err)
+					case !before && !errors.Is(err, ErrMailServer):
+						t.Errorf("%v is no ErrMailServer", err)
+					case took > limit+c.pace.pause || how == hang && took < limit:
+						t.Errorf("it took %v, the step's limit is %v", took, limit)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The context ends a step whose server hangs, and a wait.
+func TestContextEnds(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"CONNECT", "STARTTLS", "AUTH", "MAIL", "RCPT", "."} {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{}
+				s.set(verb, hang)
+				c := newCourier(t, s)
+				defer c.done(t)
+				ctx, cancel := context.WithCancel(t.Context())
+				began := time.Now()
+				time.AfterFunc(7*time.Second, cancel)
+				err := c.Send(ctx, sample("d1"))
+				if !errors.Is(err, ErrMailServer) || !errors.Is(err, context.Canceled) {
+					t.Errorf("%v is no ErrMailServer that was cancelled", err)
+				}
+				if took := time.Since(began); took != 7*time.Second {
+					t.Errorf("it took %v after 7 s were given", took)
+				}
+			})
+		})
+	}
+}
+
+// A mail that may have been taken is sent again under the same Message-ID.
+func TestLostAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s)
+		defer c.done(t)
+		if err := c.send(t, sample("d1")); err != nil {
+			t.Fatal(err)
+		}
+		s.set(".", hangUp, "")
+		if err := c.send(t, sample("d1")); !errors.Is(err, ErrMailServer) {
+			t.Fatalf("%v is no ErrMailServer", err)
+		}
+		if err := c.send(t, sample("d1")); err != nil {
+			t.Fatal(err)
+		}
+		for _, mail := range s.taken() {
+			if !strings.Contains(mail, "Message-ID: <d1@example.com>\r\n") || !strings.Contains(mail, "Date: Tue, 03 Nov 2026 10:00:00 +0000\r\n") {
+				t.Errorf("another Message-ID or Date: %s", mail)
+			}
+		}
+	})
+}
+
+// Off loopback nothing is said in the clear, and to nobody who can't prove the name.
+func TestNoTrust(t *testing.T) {
+	t.Parallel()
+	other := func(t *testing.T, host string) *tls.Config { return newAuthority(t).server(t, host) }
+	tests := map[string]struct {
+		script func(t *testing.T, ca *authority) *script
+		url    string
+		words  string
+	}{
+		"STARTTLS stripped": {func(*testing.T, *authority) *script { return &script{} }, scriptURL, "does not offer STARTTLS"},
+		"unknown authority": {func(t *testing.T, _ *authority) *script { return &script{tls: other(t, mailHost)} }, scriptURL, "unknown authority"},
+		"another name": {func(t *testing.T, ca *authority) *script { return &script{tls: ca.server(t, "mail.example.net")} }, scriptURL,
+			"valid for mail.example.net"},
+		"TLS 1.1": {func(t *testing.T, ca *authority) *script {
+			config := ca.server(t, mailHost)
+			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
+			return &script{tls: config}
+		}, scriptURL, "protocol version"},
+		"another name, smtps": {func(t *testing.T, ca *authority) *script {
+			return &script{tls: ca.server(t, "mail.example.net"), implicit: true}
+		}, "smtps" + strings.TrimPrefix(scriptURL, "smtp"), "valid for mail.example.net"},
+		"no AUTH after TLS": {func(t *testing.T, ca *authority) *script {
+			return &script{tls: ca.server(t, mailHost), offers: []string{"8BITMIME"}}
+		}, scriptURL, "offers none of"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ca := newAuthority(t)
+				s := test.script(t, ca)
+				if s.offers == nil {
+					s.offers = []string{"AUTH PLAIN LOGIN CRAM-MD5"}
+				}
+				m, err := NewMailer(MailerConfig{URL: test.url, From: "billing@example.com", TLS: ca.client()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.dial = s.dial
+				defer m.Close()
+				c := &courier{Mailer: m, script: s}
+				err = c.send(t, sample("d1"))
+				if !errors.Is(err, ErrMailServer) || !strings.Contains(err.Error(), test.words) {
+					t.Errorf("%v does not tell that it is %q", err, test.words)
+				}
+				if err := m.Check(t.Context()); !errors.Is(err, ErrMailServer) || !strings.Contains(err.Error(), test.words) || leaks(err.Error()) {
+					t.Errorf("the check says %v", err)
+				}
+				if s.count("AUTH")+s.count("MAIL") > 0 {
+					t.Errorf("said all the same: %q", s.heard())
+				}
+			})
+		})
+	}
+}
+
+// What a stranger slips in before TLS is not taken for the server's (CVE-2011-0411's other side).
+func TestInjectedBeforeTLS(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		s.set("STARTTLS", "220 go ahead\r\n250-"+mailHost+"\r\n250 AUTH LOGIN")
+		c := newCourier(t, s)
+		defer c.done(t)
+		if err := c.send(t, sample("d1")); err != nil {
+			t.Fatal(err)
+		}
+		if s.count("AUTH PLAIN") != 1 {
+			t.Errorf("said %q", s.heard())
+		}
+	})
+}
+
+// An answer without end is cut off.
+func TestEndlessAnswer(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		s.set("RCPT", strings.Repeat("550-5.1.1 on and on\r\n", maxAnswer/20)+"550 5.1.1 end")
+		c := newCourier(t, s)
+		defer c.done(t)
+		if err := c.send(t, sample("d1")); !errors.Is(err, errTooLong) || !errors.Is(err, ErrMailServer) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestConnectionIsReused(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		registry := prometheus.NewRegistry()
+		c := newCourier(t, s, func(cfg *MailerConfig) { cfg.Metrics = registry })
+		for i := range mailsOfConnection + 1 {
+			if err := c.send(t, sample(fmt.Sprint("d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.dialed() != 2 || s.count("AUTH") != 2 || s.count("RSET") != mailsOfConnection-1 || s.count("QUIT") != 1 {
+			t.Errorf("dialed %d times, said AUTH %d, RSET %d and QUIT %d times", s.dialed(), s.count("AUTH"), s.count("RSET"), s.count("QUIT"))
+		}
+		if len(s.taken()) != mailsOfConnection+1 {
+			t.Errorf("%d mails were taken", len(s.taken()))
+		}
+		want := "# HELP latchkey_smtp_connections_total Connections to the mail server that were opened and authenticated.\n" +
+			"# TYPE latchkey_smtp_connections_total counter\nlatchkey_smtp_connections_total 2\n"
+		if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "latchkey_smtp_connections_total"); err != nil {
+			t.Error(err)
+		}
+		c.done(t)
+		if s.count("QUIT") != 2 {
+			t.Errorf("QUIT was said %d times", s.count("QUIT"))
+		}
+	})
+}
+
+func TestIdleConnectionIsClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s)
+		defer c.done(t)
+		for _, pause := range []time.Duration{idleTime - time.Second, idleTime + time.Second} {
+			if err := c.send(t, sample("d1")); err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(pause) // of the fake clock
+			synctest.Wait()
+		}
+		if s.dialed() != 1 || s.count("QUIT") != 1 {
+			t.Errorf("dialed %d times, QUIT %d times", s.dialed(), s.count("QUIT"))
+		}
+		if err := c.send(t, sample("d2")); err != nil || s.dialed() != 2 {
+			t.Errorf("after the idle time: %v, dialed %d times", err, s.dialed())
+		}
+	})
+}
+
+// A kept connection that the server closed meanwhile costs no mail, and is not held against the server.
+func TestDeadConnectionIsReplaced(t *testing.T) {
+	t.Parallel()
+	for _, how := range [][2]string{{"RSET", hangUp}, {"RSET", "421 4.4.2 idle too long"}, {"MAIL", hangUp}, {"MAIL", "421 4.7.0 too many mails in this connection"}, {"RSET", "500 what"}} {
+		t.Run(how[0]+" "+how[1], func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{}
+				c := newCourier(t, s)
+				defer c.done(t)
+				if err := c.send(t, sample("d1")); err != nil {
+					t.Fatal(err)
+				}
+				s.set(how[0], how[1], "")
+				began := time.Now()
+				if err := c.send(t, sample("d2")); err != nil {
+					t.Fatal(err)
+				}
+				if s.dialed() != 2 || time.Since(began) > 0 || c.logs.Len() > 0 || len(s.taken()) != 2 {
+					t.Errorf("dialed %d times, took %v, logged %q, %d mails", s.dialed(), time.Since(began), c.logs, len(s.taken()))
+				}
+			})
+		})
+	}
+}
+
+func TestAtMostSoManyConnections(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s)
+		defer c.done(t)
+		const mails = 40
+		errs := make(chan error, mails)
+		for i := range mails {
+			go func() { errs <- c.Send(t.Context(), sample(fmt.Sprint("d", i))) }()
+		}
+		for range mails {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		if s.most != defaultConnections || s.dialed() != defaultConnections || len(s.taken()) != mails {
+			t.Errorf("%d connections at once, %d in all, %d mails", s.most, s.dialed(), len(s.taken()))
+		}
+	})
+}
+
+func TestRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s, func(cfg *MailerConfig) { cfg.Rate = 2 })
+		defer c.done(t)
+		began := time.Now()
+		for i := range 5 {
+			if err := c.send(t, sample(fmt.Sprint("d", i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(began); took != 2*time.Second {
+			t.Errorf("5 mails at 2 a second took %v", took)
+		}
+	})
+}
+
+// A server that is away for an hour is asked now and then, delays the mails that wait, and loses none.
+func TestServerAwayForAnHour(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{down: true}
+		registry := prometheus.NewRegistry()
+		c := newCourier(t, s, func(cfg *MailerConfig) { cfg.Metrics = registry })
+		defer c.done(t)
+		const mails = 20
+		errs := make(chan error, mails)
+		for i := range mails {
+			go func() { errs <- c.Send(t.Context(), sample(fmt.Sprint("d", i))) }()
+		}
+		<-time.After(time.Hour) // of the fake clock
+		synctest.Wait()
+		if n := s.dialed(); n > 70 || len(errs) > 0 {
+			t.Errorf("asked %d times in an hour, %d mails came back", n, len(errs))
+		}
+		if n, err := testutil.GatherAndCount(registry, "latchkey_smtp_spared"); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		s.refuse(false)
+		began := time.Now()
+		for range mails {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		if len(s.taken()) != mails || time.Since(began) > 2*serverPace.most {
+			t.Errorf("%d mails after %v", len(s.taken()), time.Since(began))
+		}
+		logs := c.logs.String()
+		if strings.Count(logs, "level=ERROR") != 1 || strings.Count(logs, "level=INFO") != 1 || !strings.Contains(logs, "connection refused") {
+			t.Errorf("logged: %s", logs)
+		}
+	})
+}
+
+// Who waits for a server that is away learns why when the time is over.
+func TestWaitEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		s.set("AUTH", "535 5.7.8 "+serverText)
+		c := newCourier(t, s)
+		defer c.done(t)
+		began := time.Now()
+		err := c.send(t, sample("d1"))
+		if !errors.Is(err, ErrMailServer) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "authentication: answered 535 5.7.8 (the credentials are wrong)") {
+			t.Errorf("got %v", err)
+		}
+		if time.Since(began) != 5*time.Minute || s.count("AUTH") > 12 {
+			t.Errorf("after %v, authenticated %d times", time.Since(began), s.count("AUTH"))
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := c.Send(ctx, sample("d2")); !errors.Is(err, ErrMailServer) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// A server that takes fewer connections than we open gets its mails over those.
+func TestFewConnections(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		s.set("CONNECT", "", "421 4.7.0 too many connections") // one only
+		c := newCourier(t, s)
+		defer c.done(t)
+		errs := make(chan error, 8)
+		for i := range cap(errs) {
+			go func() { errs <- c.send(t, sample(fmt.Sprint("d", i))) }()
+		}
+		for range cap(errs) {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		if s.dialed() > 20 { // 3 at a time that did not get one, and pauses that double
+			t.Errorf("dialed %d times", s.dialed())
+		}
+	})
+}
+
+func TestSMTPUTF8(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s)
+		mail := sample("d1")
+		mail.To = "jö.secret@bücher.example"
+		if err := c.send(t, mail); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.send(t, sample("d2")); err != nil {
+			t.Fatal(err)
+		}
+		said := s.heard()
+		if !slices.Contains(said, "MAIL FROM:<billing@example.com> BODY=8BITMIME SMTPUTF8") || !slices.Contains(said, "RCPT TO:<jö.secret@xn--bcher-kva.example>") ||
+			!slices.Contains(said, "MAIL FROM:<billing@example.com> BODY=8BITMIME") {
+			t.Errorf("said %q", said)
+		}
+		// About this mail's address, and so about the mail.
+		s.set("MAIL", "553 5.6.7 "+serverText)
+		checkMailError(t, c.send(t, mail), &MailError{Code: 553, EnhancedStatus: "5.6.7"})
+		c.done(t)
+
+		plain := &script{offers: []string{"AUTH PLAIN"}}
+		c = newCourier(t, plain)
+		defer c.done(t)
+		checkMailError(t, c.send(t, mail), &MailError{EnhancedStatus: "5.6.7"})
+		mail.To = "jo@bücher.example" // needs no SMTPUTF8
+		if err := c.send(t, mail); err != nil || plain.count("RCPT TO:<jo@xn--bcher-kva.example>") != 1 {
+			t.Errorf("%v; said %q", err, plain.heard())
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		c := newCourier(t, s)
+		defer c.done(t)
+		if err := c.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s.count("AUTH") != 1 || s.count("MAIL") != 1 || s.count("RCPT") != 0 || s.count("QUIT") != 1 {
+			t.Errorf("said %q", s.heard())
+		}
+		for verb, words := range map[string]string{"AUTH": "check user and password of SMTP_URL", "MAIL": "may send as MAIL_FROM"} {
+			s.set(verb, "550 5.7.1 "+serverText)
+			if err := c.Check(t.Context()); !errors.Is(err, ErrMailServer) || !strings.Contains(err.Error(), words) || leaks(err.Error()) {
+				t.Errorf("%s: %v", verb, err)
+			}
+			s.set(verb, "")
+		}
+		s.refuse(true)
+		if err := c.Check(t.Context()); !errors.Is(err, ErrMailServer) || !strings.Contains(err.Error(), "connection refused") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// On loopback, where nobody listens in, a plain server will do, with whatever it can.
+func TestPlainServerOnLoopback(t *testing.T) {
+	t.Parallel()
+	catcher := mailcatcher.New(mailcatcher.Config{})
+	addr := serve(t, catcher.Serve, catcher.Close)
+	m, err := NewMailer(MailerConfig{URL: "smtp://courier:secret@" + addr, From: "billing@example.com"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if err := m.Send(t.Context(), sample("d1")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := catcher.Wait(t.Context(), func(*mailcatcher.Mail) bool { return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.From != "billing@example.com" || !slices.Equal(got.To, []string{recipient}) || got.Subject != "Your payment" || len(got.Faults) > 0 {
+		t.Errorf("caught %+v", got)
+	}
+}
+
+func serve(t *testing.T, serve func(net.Listener) error, stop func() error) (addr string) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- serve(ln) }()
+	t.Cleanup(func() {
+		if err := cmp.Or(stop(), <-served); err != nil && !errors.Is(err, smtp.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return ln.Addr().String()
+}
+
+// strict is a go-smtp server that knows one user by PLAIN.
+type strict struct{ smtp.Session }
+
+func (strict) AuthMechanisms() []string { return []string{sasl.Plain} }
+func (strict) Logout() error            { return nil }
+
+func (strict) Auth(string) (sasl.Server, error) {
+	return sasl.NewPlainServer(func(_, user, password string) error {
+		if user != scriptUser || password != scriptPass {
+			return smtp.ErrAuthFailed
+		}
+		return nil
+	}), nil
+}
+
+func (strict) Mail(string, *smtp.MailOptions) error { return nil }
+func (strict) Reset()                               {}
+
+// Both ways to TLS, against another implementation of the protocol, with a password that had to be encoded.
+func TestBothWaysToTLS(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t)
+	for _, scheme := range []string{"smtp", "smtps"} {
+		for _, password := range []string{"p4ss%20w%25rd", "wrong"} {
+			t.Run(scheme+" "+password, func(t *testing.T) {
+				t.Parallel()
+				server := smtp.NewServer(smtp.BackendFunc(func(*smtp.Conn) (smtp.Session, error) { return strict{}, nil }))
+				server.TLSConfig = ca.server(t, "127.0.0.1")
+				server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+				listen := server.Serve
+				if scheme == "smtps" {
+					listen = func(ln net.Listener) error { return server.Serve(tls.NewListener(ln, server.TLSConfig)) }
+				}
+				addr := serve(t, listen, server.Close)
+				m, err := NewMailer(MailerConfig{URL: scheme + "://courier:" + password + "@" + addr, From: "billing@example.com", TLS: ca.client()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer m.Close()
+				err = m.Check(t.Context())
+				if password == "wrong" {
+					if !errors.Is(err, ErrMailServer) || !strings.Contains(err.Error(), "535 5.7.8") {
+						t.Errorf("got %v", err)
+					}
+				} else if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+func TestMailerConfig(t *testing.T) {
+	t.Parallel()
+	good := []struct{ url, server string }{
+		{"smtp://mail.example.com", "mail.example.com:587"},
+		{"smtps://mail.example.com", "mail.example.com:465"},
+		{"smtp://u:p%40ss%2F%3F%23@mail.example.com:25/", "mail.example.com:25"},
+		{"smtps://u:p@[2001:db8::1]:2465", "[2001:db8::1]:2465"},
+	}
+	for _, test := range good {
+		m, err := NewMailer(MailerConfig{URL: test.url, From: "Büro <billing@bücher.example>"})
+		if err != nil {
+			t.Errorf("%s: %v", test.url, err)
+			continue
+		}
+		if m.Server() != test.server || m.MessageID("d1") != "d1@xn--bcher-kva.example" {
+			t.Errorf("%s: server %s, %s", test.url, m.Server(), m.MessageID("d1"))
+		}
+	}
+	const from = "billing@example.com"
+	bad := []struct{ url, from, name string }{
+		{"", from, "SMTP_URL"},
+		{"mail.example.com:587", from, "SMTP_URL"},
+		{"http://u:hunter2@mail.example.com", from, "SMTP_URL"},
+		{"smtp://u:hunter2@", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com:0", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com:65536", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com:smtp", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com?tls=off", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com?", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com/x", from, "SMTP_URL"},
+		{"smtp://u:hunter2@mail.example.com#x", from, "SMTP_URL"},
+		{"smtp://u:hunter2/x@mail.example.com", from, "SMTP_URL"},
+		{"smtp://u:1/hunter2@mail.example.com", from, "SMTP_URL"},
+		{"smtp://u:1#hunter2@mail.example.com", from, "SMTP_URL"},
+		{"smtp://u:hunter2%zz@mail.example.com", from, "SMTP_URL"},
+		{"smtp://u:hunter2%00@mail.example.com", from, "SMTP_URL"},
+		{"smtp://hunter2@mail.example.com", from, "SMTP_URL"},
+		{"smtp://mail.example.com", "", "MAIL_FROM"},
+		{"smtp://mail.example.com", "hunter2", "MAIL_FROM"},
+		{"smtp://mail.example.com", "hunter2@", "MAIL_FROM"},
+		{"smtp://mail.example.com", "hünter2@example.com", "MAIL_FROM"},
+		{"smtp://mail.example.com", "a@example.com, hunter2@example.com", "MAIL_FROM"},
+		{"smtp://mail.example.com", "hunter2@example.com\r\nBcc: x@example.com", "MAIL_FROM"},
+	}
+	for _, test := range bad {
+		_, err := NewMailer(MailerConfig{URL: test.url, From: test.from})
+		if err == nil || !strings.HasPrefix(err.Error(), test.name+":") || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%q, %q: %v", test.url, test.from, err)
+		}
+	}
+	if _, err := NewMailer(MailerConfig{URL: good[0].url, From: from, Rate: -1}); err == nil || !strings.HasPrefix(err.Error(), "SMTP_RATE:") {
+		t.Errorf("a negative rate: %v", err)
+	}
+}

@@ -1,0 +1,304 @@
+package notify
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+var secretA = "whsec_" + base64.StdEncoding.EncodeToString([]byte("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"))
+var secretB = "whsec_" + base64.StdEncoding.EncodeToString([]byte("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"))
+
+func newTestWebhooks(t *testing.T, cfg WebhookConfig) *Webhooks {
+	t.Helper()
+	if len(cfg.Secrets) == 0 {
+		cfg.Secrets = []string{secretA}
+	}
+	w, err := NewWebhooks(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
+// target is a server of the test's own.
+func target(t *testing.T, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// A receiver may hold any of the secrets, so one can be exchanged for another without a gap.
+func TestWebhookIsSignedByEachSecret(t *testing.T) {
+	t.Parallel()
+	var header http.Header
+	var got []byte
+	srv := target(t, func(w http.ResponseWriter, r *http.Request) {
+		header = r.Header
+		got, _ = io.ReadAll(r.Body)
+	})
+	w := newTestWebhooks(t, WebhookConfig{Secrets: []string{secretA, secretB}, AllowPrivate: true, UserAgent: "Latchkey/1"})
+	body := []byte(`{"specversion":"1.0","data":"ü"}`)
+	if err := w.Post(t.Context(), srv.URL+"/hook?key=1", "evt-1", time.Now(), body); err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(body) || header.Get("Content-Type") != "application/cloudevents+json; charset=utf-8" || header.Get("webhook-id") != "evt-1" || header.Get("User-Agent") != "Latchkey/1" {
+		t.Errorf("got %s with %v", got, header)
+	}
+	for _, secret := range []string{secretA, secretB} {
+		receiver, err := standardwebhooks.NewWebhook(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := receiver.Verify(got, header); err != nil {
+			t.Errorf("with one of the secrets: %v", err)
+		}
+		if receiver.Verify(append(got, ' '), header) == nil {
+			t.Error("another body verifies")
+		}
+	}
+}
+
+func TestWebhookSecrets(t *testing.T) {
+	t.Parallel()
+	for _, bad := range [][]string{nil, {""}, {"hush"}, {"whsec_!"}, {"whsec_c2hvcnQ="}, {secretA, "whsec_c2hvcnQ="}} {
+		_, err := NewWebhooks(WebhookConfig{Secrets: bad})
+		if err == nil {
+			t.Errorf("%v is taken", bad)
+			continue
+		}
+		for _, s := range bad {
+			if len(s) > 3 && strings.Contains(err.Error(), strings.TrimPrefix(s, "whsec_")) {
+				t.Errorf("the error quotes the secret: %v", err)
+			}
+		}
+	}
+}
+
+// The address is looked at when it is dialled, whatever the name says.
+func TestWebhookReachesNoPrivateAddress(t *testing.T) {
+	t.Parallel()
+	srv := target(t, func(http.ResponseWriter, *http.Request) { t.Error("the target was reached") })
+	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newTestWebhooks(t, WebhookConfig{})
+	for _, host := range []string{"127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433", "10.0.0.1", "172.16.0.1", "192.168.1.1",
+		"169.254.169.254", "100.64.0.1", "[fd00::1]", "[fe80::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "224.0.0.1", "255.255.255.255"} {
+		err := w.Post(t.Context(), "http://"+host+":"+port+"/", "evt", time.Now(), nil)
+		var refused *WebhookError
+		if !errors.As(err, &refused) || refused.Status != 0 {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	if err := w.Post(t.Context(), srv.URL, "evt", time.Now(), nil); !strings.Contains(err.Error(), "WEBHOOK_ALLOW_PRIVATE") {
+		t.Errorf("the error does not say what to do: %v", err)
+	}
+}
+
+func TestWebhookFollowsNoRedirect(t *testing.T) {
+	t.Parallel()
+	other := target(t, func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") })
+	srv := target(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	})
+	err := newTestWebhooks(t, WebhookConfig{AllowPrivate: true}).Post(t.Context(), srv.URL, "evt", time.Now(), nil)
+	var refused *WebhookError
+	if !errors.As(err, &refused) || refused.Status != 307 {
+		t.Errorf("%v", err)
+	}
+}
+
+// What a target says, and its URL, stay out of the error; status and Retry-After are understood.
+func TestWebhookErrors(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	srv := target(t, func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/gone-zebra":
+			w.WriteHeader(http.StatusGone)
+		case "/busy-zebra":
+			w.Header().Set("Retry-After", "120")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case "/date-zebra":
+			w.Header().Set("Retry-After", now.Add(time.Hour).UTC().Format(http.TimeFormat))
+			w.WriteHeader(http.StatusTooManyRequests)
+		case "/forever-zebra":
+			w.Header().Set("Retry-After", "4294967295")
+			w.WriteHeader(http.StatusTooManyRequests)
+		case "/cut-zebra":
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = w.Write([]byte("zebra"))
+	})
+	secure := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(secure.Close)
+	secure.Config.ErrorLog = nil
+	w := newTestWebhooks(t, WebhookConfig{AllowPrivate: true})
+	for _, c := range []struct {
+		url    string
+		status int
+		gone   bool
+		after  time.Duration
+	}{
+		{srv.URL + "/gone-zebra", 410, true, 0},
+		{srv.URL + "/busy-zebra", 503, false, 2 * time.Minute},
+		{srv.URL + "/date-zebra", 429, false, time.Hour},
+		{srv.URL + "/forever-zebra", 429, false, 24 * time.Hour},
+		{srv.URL + "/cut-zebra", 0, false, 0},
+		{secure.URL + "/zebra", 0, false, 0}, // nobody vouches for its certificate
+		{"http://zebra.invalid/", 0, false, 0},
+		{"http://127.0.0.1:1/zebra", 0, false, 0},
+	} {
+		err := w.Post(t.Context(), c.url, "evt", now, nil)
+		var refused *WebhookError
+		if !errors.As(err, &refused) {
+			t.Errorf("%s: %v", c.url, err)
+			continue
+		}
+		if refused.Status != c.status || refused.Gone() != c.gone || refused.RetryAfter.Round(2*time.Second) != c.after {
+			t.Errorf("%s: %+v", c.url, refused)
+		}
+		if strings.Contains(err.Error(), "zebra") {
+			t.Errorf("the error quotes the target: %v", err)
+		}
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(secure.Certificate())
+	trusting := newTestWebhooks(t, WebhookConfig{AllowPrivate: true, RootTLS: &tls.Config{RootCAs: pool}})
+	var refused *WebhookError
+	if err := trusting.Post(t.Context(), secure.URL, "evt", now, nil); !errors.As(err, &refused) || refused.Status != 404 {
+		t.Errorf("with the certificate: %v", err)
+	}
+}
+
+// A target that hangs has its place until the attempt ends, and others are told to come later, each at
+// another time.
+func TestWebhookTargetThatHangsHoldsUpItselfOnly(t *testing.T) {
+	t.Parallel()
+	arrived, release := make(chan struct{}), make(chan struct{})
+	slow := target(t, func(http.ResponseWriter, *http.Request) { arrived <- struct{}{}; <-release })
+	fast := target(t, func(http.ResponseWriter, *http.Request) {})
+	w := newTestWebhooks(t, WebhookConfig{AllowPrivate: true})
+	ended := make(chan error, laneStart)
+	for range laneStart {
+		go func() { ended <- w.Post(context.Background(), slow.URL, "evt", time.Now(), nil) }()
+	}
+	for range laneStart {
+		<-arrived
+	}
+	now := time.Now()
+	var last time.Duration
+	for range 10 {
+		var busy *BusyError
+		if err := w.Post(t.Context(), slow.URL, "evt", now, nil); !errors.As(err, &busy) || busy.Wait <= last {
+			t.Fatalf("%v after %v", err, last)
+		}
+		last = busy.Wait
+	}
+	if err := w.Post(t.Context(), fast.URL, "evt", now, nil); err != nil {
+		t.Errorf("another target: %v", err)
+	}
+	close(release)
+	for range laneStart {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestLanesWidenAndNarrow(t *testing.T) {
+	t.Parallel()
+	l := newLanes()
+	now := time.Unix(1e9, 0)
+	fill := func() (leaves []func(time.Duration, bool)) {
+		for {
+			leave, err := l.enter("a", now)
+			if err != nil {
+				return leaves
+			}
+			leaves = append(leaves, leave)
+		}
+	}
+	for range 10 {
+		for _, leave := range fill() {
+			leave(10*time.Millisecond, true)
+		}
+	}
+	if n := len(fill()); n != laneMost {
+		t.Errorf("a quick target has %d places, want %d", n, laneMost)
+	}
+	l = newLanes()
+	for range 10 {
+		for _, leave := range fill() {
+			leave(10*time.Second, false)
+		}
+	}
+	if n := len(fill()); n != 1 {
+		t.Errorf("a target that fails has %d places, want 1", n)
+	}
+	// Ten thousand that find it full are spread over the time that they need, up to a bound.
+	var previous time.Duration
+	for range 10000 {
+		var busy *BusyError
+		_, err := l.enter("a", now)
+		if !errors.As(err, &busy) || busy.Wait < previous || busy.Wait > waitMost {
+			t.Fatalf("%v after %v", err, previous)
+		}
+		previous = busy.Wait
+	}
+	if previous != waitMost {
+		t.Errorf("the last one waits %v", previous)
+	}
+}
+
+func TestLanesForgetIdleHosts(t *testing.T) {
+	t.Parallel()
+	l := newLanes()
+	now := time.Unix(1e9, 0)
+	for i := range 3 * lanesMost {
+		leave, err := l.enter(time.Duration(i).String(), now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leave(0, true)
+	}
+	if len(l.hosts) > lanesMost {
+		t.Errorf("%d hosts are remembered", len(l.hosts))
+	}
+}
+
+func TestWebhookTargets(t *testing.T) {
+	t.Parallel()
+	public, private := newTestWebhooks(t, WebhookConfig{}), newTestWebhooks(t, WebhookConfig{AllowPrivate: true})
+	for url, want := range map[string][2]bool{
+		"https://hooks.example.com/a?b=c":        {true, true},
+		"http://hooks.example.com/a":             {false, true},
+		"ftp://hooks.example.com/a":              {false, false},
+		"https://user:secret@hooks.example.com/": {false, false},
+		"https://hooks.example.com/#a":           {false, false},
+		"https:hooks.example.com":                {false, false},
+		"//hooks.example.com/a":                  {false, false},
+		"":                                       {false, false},
+		"https://":                               {false, false},
+		"https://hooks.example.com/" + strings.Repeat("a", 2048): {false, false},
+	} {
+		if got := [2]bool{public.CheckTarget(url) == nil, private.CheckTarget(url) == nil}; got != want {
+			t.Errorf("%s: %v, want %v", url, got, want)
+		}
+	}
+}
