@@ -271,3 +271,29 @@ func TestRequestSchemaTakesTheDeliveriesOfTheContract(t *testing.T) {
 		}
 	}
 }
+
+// checkEvents holds the events of all audit rows against the schema, read or not.
+func (w *world) checkEvents() (kinds []string) {
+	w.t.Helper()
+	worker := &publishWorker{pool: w.pool, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), metrics: newMetrics(nil)}
+	events, unmade, err := worker.events(w.ctx, w.rowRanges())
+	must(w.t, errors.Join(unmade, err))
+	schema := contract.Schema(w.t, "event.schema.json")
+	for _, e := range events {
+		contract.CheckEvent(w.t, schema, encodeJSON(w.t, e))
+		kinds = append(kinds, e.Kind())
+	}
+	slices.Sort(kinds)
+	return kinds
+}
+
+// A target that is gone makes both events that tell of a webhook's end.
+func TestEventsOfAWebhookThatEndsAreValid(t *testing.T) {
+	t.Parallel()
+	w := setup(t).withWebhooks()
+	link := w.issue(webhookRequest("r1", newReceiver(t, 410).URL))
+	must(t, w.webhookWorker().Work(w.ctx, w.webhookJob(t, link, 1)))
+	if kinds := w.checkEvents(); !slices.Equal(kinds, []string{"link.delivery_failed", "link.issued", "webhook.disabled"}) {
+		t.Errorf("events %v", kinds)
+	}
+}
