@@ -39,8 +39,21 @@ func TestMain(m *testing.M) {
 	os.Exit(testkit.Main(m))
 }
 
-// setup runs intake, jobs and the micro service in this process and returns the NATS URL.
+// setup runs a deployment and returns the NATS URL.
 func setup(t *testing.T) string {
+	t.Helper()
+	return deploy(t).url
+}
+
+// deployment is intake, jobs and the micro service in this process.
+type deployment struct {
+	url    string // of NATS
+	js     jetstream.JetStream
+	pool   *pgxpool.Pool
+	issuer *jobs.Issuer
+}
+
+func deploy(t *testing.T) *deployment {
 	t.Helper()
 	database := testkit.Database(t, func(ctx context.Context, url string) error {
 		pool, err := pgxpool.New(ctx, url)
@@ -84,7 +97,7 @@ func setup(t *testing.T) string {
 		nc.Close()
 		pool.Close()
 	})
-	return url
+	return &deployment{url: url, js: js, pool: pool, issuer: issuer}
 }
 
 func check(t *testing.T, err error) {

@@ -104,7 +104,7 @@ func detailLine(detail map[string]any) string {
 	var parts []string
 	for _, k := range slices.Sorted(maps.Keys(detail)) {
 		if v := fmt.Sprint(detail[k]); v != "" {
-			parts = append(parts, k+"="+printable(v))
+			parts = append(parts, k+"="+cli.Printable(v))
 		}
 	}
 	return strings.Join(parts, " ")
@@ -149,7 +149,7 @@ that was renewed ends with its renewals. Prints how many it ended.`,
 	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
 	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")
 	flags.StringVar(&r.Reason, "reason", "", "for the audit")
-	flags.StringVar(&r.By, "by", userName(), "who revokes, for the audit")
+	flags.StringVar(&r.By, "by", cli.UserName(), "who revokes, for the audit")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign")
 	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign")

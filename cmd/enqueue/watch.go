@@ -4,13 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os/user"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
+	"latchkey/internal/cli"
 	"latchkey/internal/notify"
 	"latchkey/internal/producer"
 )
@@ -49,23 +48,5 @@ func watchLine(event notify.Event) string {
 		delete(data, shown)
 	}
 	return fmt.Sprintf("%s  %-16s %s  %s  %s", event.Time.Local().Format(time.TimeOnly+".000"),
-		strings.TrimPrefix(event.Type, notify.TypePrefix), printable(request), printable(customer), detailLine(data))
-}
-
-// printable keeps what a producer wrote from moving the terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
-}
-
-// userName is who runs the command, for the audit.
-func userName() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return u.Username
-	}
-	return "cli"
+		strings.TrimPrefix(event.Type, notify.TypePrefix), cli.Printable(request), cli.Printable(customer), detailLine(data))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -11,19 +12,24 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"latchkey/internal/api"
+	"latchkey/internal/jobs"
 )
 
-// admin is the internal server: health, readiness, metrics.
+// admin is the internal server: health, readiness, metrics, and the HTTP API.
 type admin struct {
 	pool      *pgxpool.Pool
 	nc        *nats.Conn
 	needsNATS bool // clicks do without: events wait in Postgres
 	reg       *prometheus.Registry
-	ready     atomic.Bool // false while starting and while stopping
+	api       http.Handler // of what lies below /v1/
+	ready     atomic.Bool  // false while starting and while stopping
 }
 
-func newAdmin(cfg *Config, pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry) *admin {
-	return &admin{pool: pool, nc: nc, needsNATS: cfg.has(roleIntake) || cfg.has(roleJobs), reg: reg}
+func newAdmin(cfg *Config, pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry, service *jobs.Service) *admin {
+	return &admin{pool: pool, nc: nc, needsNATS: cfg.has(roleIntake) || cfg.has(roleJobs), reg: reg,
+		api: api.New(api.Config{Service: service, TrustedProxies: cfg.proxies, Log: service.Log, Metrics: reg})}
 }
 
 func (a *admin) server() *http.Server {
@@ -31,7 +37,14 @@ func (a *admin) server() *http.Server {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	mux.HandleFunc("GET /readyz", a.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.reg, promhttp.HandlerOpts{}))
-	return &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/v1/") { // not by mux, which redirects
+			a.api.ServeHTTP(w, r)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+	return &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,7 @@ func newCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check everything the service needs, one line each",
 		Long: `Tries the database and its schema, NATS and its streams, the Stripe key and its permission, the
-default portal configuration and the public URL. Changes nothing. Exits 1 if anything fails.`,
+default portal configuration, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.`,
 		Example: "  worker check",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,7 +36,8 @@ default portal configuration and the public URL. Changes nothing. Exits 1 if any
 			c.nats(cmd.Context(), cfg)
 			c.stripe(cmd.Context(), cfg)
 			c.publicURL(cmd.Context(), cfg)
-			c.line("email", nil, "off: this version delivers by event only")
+			c.email(cmd.Context(), cfg)
+			c.webhooks(cmd.Context(), cfg)
 			if c.failed {
 				return cli.ErrSilent
 			}
@@ -110,6 +112,36 @@ func (c *checkup) stripe(ctx context.Context, cfg *Config) {
 	}
 	c.line("Stripe key", withRemedy(s.CheckKey(ctx)), mode+", may create portal sessions")
 	c.line("portal configuration", withRemedy(s.CheckConfiguration(ctx)), "a default one is saved")
+}
+
+// webhooks names the targets that nothing is sent to any more, and those on the way there.
+func (c *checkup) webhooks(ctx context.Context, cfg *Config) {
+	if cfg.webhooks == nil {
+		c.line("webhooks", nil, "off: WEBHOOK_SECRETS is not set")
+		return
+	}
+	var targets []jobs.FailingTarget
+	pool, err := openPool(ctx, cfg.DatabaseURL)
+	if err == nil {
+		targets, err = jobs.FailingTargets(ctx, pool)
+		pool.Close()
+	}
+	var disabled, failing []string
+	for _, t := range targets {
+		if t.Disabled {
+			disabled = append(disabled, t.Host)
+		} else {
+			failing = append(failing, fmt.Sprintf("%s since %s", t.Host, t.Since.UTC().Format(time.RFC3339)))
+		}
+	}
+	if err == nil && len(disabled) > 0 {
+		err = fmt.Errorf("disabled after days without success: %s; docs/webhooks.md tells how to enable one", strings.Join(disabled, ", "))
+	}
+	fine := fmt.Sprintf("%d subscriptions", len(cfg.subscriptions))
+	if len(failing) > 0 {
+		fine += "; tried again: " + strings.Join(failing, ", ")
+	}
+	c.line("webhooks", err, fine)
 }
 
 func withRemedy(err error) error {

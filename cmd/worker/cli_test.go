@@ -202,8 +202,6 @@ func TestReadyzTellsWhatItWaitsFor(t *testing.T) {
 	}
 }
 
-var tokenPattern = regexp.MustCompile(`/l/([A-Za-z0-9_-]{48})`)
-
 // worker dev: samples go through, a click on one reaches the simulated portal, Ctrl-C leaves no
 // process, a killed run is cleaned up, and the next start knows its links.
 func TestDev(t *testing.T) {

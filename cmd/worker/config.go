@@ -216,7 +216,7 @@ func (c *Config) validateEmail(p *config.Problems) {
 	if _, err := c.mailer(nil, nil); err != nil {
 		*p = append(*p, err.Error())
 	}
-	templates, err := notify.LoadTemplates(notify.TemplatesConfig{Dir: c.TemplateDir, Brand: c.BrandName, LogoURL: c.BrandLogoURL, Color: c.BrandColor, SupportURL: c.SupportURL})
+	templates, err := notify.LoadTemplates(c.mailLook())
 	if err != nil {
 		p.Add("TEMPLATE_DIR", "%v", err)
 	}

@@ -24,7 +24,7 @@ import (
 
 func newMailCommand() *cobra.Command {
 	mail := &cobra.Command{Use: "mail", Short: "Look at mails and try their way out", Example: "  worker mail preview payment_failed --locale de"}
-	mail.AddCommand(newMailPreviewCommand())
+	mail.AddCommand(newMailPreviewCommand(), newMailSendTestCommand())
 	return mail
 }
 

@@ -24,7 +24,8 @@ Start with 'worker dev': everything on this machine, nothing to configure.`,
 		Args:    cobra.NoArgs,
 		RunE:    runService,
 	}
-	root.AddCommand(newRunCommand(), newDevCommand(), newMigrateCommand(), newCheckCommand(), newKeysCommand(), newMailCommand(), newHealthCommand(), newSimulatorCommand())
+	root.AddCommand(newRunCommand(), newDevCommand(), newMigrateCommand(), newCheckCommand(), newKeysCommand(), newTokensCommand(),
+		newMailCommand(), newJobsCommand(), newHealthCommand(), newSimulatorCommand())
 	return root
 }
 

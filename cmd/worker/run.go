@@ -179,14 +179,14 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer role.close()
 
 	r := &running{log: log, failed: make(chan error, 8)}
-	admin := newAdmin(cfg, b.pool, b.nats, reg)
+	service := jobs.NewService(role.issuer, role.store, log)
+	admin := newAdmin(cfg, b.pool, b.nats, reg, service)
 	adminServer := admin.server()
 	r.serve("internal server", adminServer, l.admin)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	if cfg.has(roleIntake) {
 		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
-		service := jobs.NewService(role.issuer, role.store, log)
 		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version) })
 	}
 	if cfg.has(roleJobs) {

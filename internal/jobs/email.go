@@ -1,11 +1,12 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/riverqueue/river"
 
@@ -104,7 +105,9 @@ func (w *emailWorker) send(ctx context.Context, d *delivery) error {
 	}
 	var data map[string]any
 	if len(d.Data) > 0 {
-		if err := json.Unmarshal(d.Data, &data); err != nil {
+		numbers := json.NewDecoder(bytes.NewReader(d.Data))
+		numbers.UseNumber() // or long ones lose their digits
+		if err := numbers.Decode(&data); err != nil {
 			return errors.New("the data of the mail can't be read")
 		}
 	}

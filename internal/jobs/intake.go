@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
@@ -262,6 +263,18 @@ func (in *Intake) deadLetter(ctx context.Context, item *Item, msg jetstream.Msg)
 	defer cancel()
 	_, err = in.JetStream.PublishMsg(ctx, dead, jetstream.WithMsgID(item.MessageID.String()))
 	return err
+}
+
+// ReadableID is the id in a request's body, or "" where the body is no JSON as a request must be,
+// or holds no valid id. The rest of the body may break any rule.
+func ReadableID(body []byte) string {
+	var head struct {
+		ID string `json:"id"`
+	}
+	if err := json.Unmarshal(body, &head); err != nil || !validID(head.ID) {
+		return ""
+	}
+	return head.ID
 }
 
 func newItem(msg jetstream.Msg) (*Item, error) {

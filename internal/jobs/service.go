@@ -155,7 +155,7 @@ func (s *Service) reply(nc *nats.Conn, req micro.Request, answer any, err error)
 		msg.Data, err = json.Marshal(answer)
 	}
 	if err != nil {
-		code, text := serviceError(err)
+		code, text := Explain(err)
 		if code == CodeUnavailable {
 			s.Log.Error("micro request failed", "subject", req.Subject(), "error", err)
 		}
@@ -174,8 +174,8 @@ func (s *Service) reply(nc *nats.Conn, req micro.Request, answer any, err error)
 	}
 }
 
-// serviceError gives a caller the code and what to do, and keeps the inside in.
-func serviceError(err error) (code, text string) {
+// Explain gives a caller the code of a Service's error and what to do, and keeps the inside in.
+func Explain(err error) (code, text string) {
 	var rejection *Rejection
 	switch {
 	case errors.As(err, &rejection):
@@ -241,7 +241,7 @@ func (s *Service) answerGet(ctx context.Context, body []byte) (any, error) {
 // Get tells of a link by its id, its request's id, or a click's, and of a rejected request by its id. It
 // returns portal.ErrNoLink where there is none of these.
 func (s *Service) Get(ctx context.Context, id string) (*Status, error) {
-	link, err := s.find(ctx, id)
+	link, err := s.Find(ctx, id)
 	if errors.Is(err, portal.ErrNoLink) {
 		return s.rejected(ctx, id)
 	}
@@ -274,8 +274,9 @@ func (s *Service) linkStatus(link *portal.Link) *LinkStatus {
 // timelineRows bounds an answer; the audit itself has all.
 const timelineRows = 200
 
-// find looks an id up as a link's, a click's and a request's.
-func (s *Service) find(ctx context.Context, id string) (*portal.Link, error) {
+// Find looks an id up as a link's, a click's and a request's. It returns portal.ErrNoLink where it is none
+// of these.
+func (s *Service) Find(ctx context.Context, id string) (*portal.Link, error) {
 	where, args := `request_id = $1`, []any{id}
 	if u, err := uuid.Parse(id); err == nil {
 		where, args = `id = $1 OR id = (SELECT link_id FROM clicks WHERE id = $1) OR request_id = $2

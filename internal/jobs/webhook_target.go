@@ -36,6 +36,26 @@ func (s *deliveries) targetDisabled(ctx context.Context, target string) (disable
 	return disabled, nil
 }
 
+// FailingTarget is a target of webhooks that took nothing since a time.
+type FailingTarget struct {
+	Host     string
+	Since    time.Time
+	Disabled bool // nothing is sent to it any more
+}
+
+// FailingTargets lists them, those that are disabled first.
+func FailingTargets(ctx context.Context, db portal.Querier) ([]FailingTarget, error) {
+	rows, err := db.Query(ctx, `SELECT host, failing_since, disabled_at IS NOT NULL FROM webhook_targets WHERE failing_since IS NOT NULL ORDER BY disabled_at, host LIMIT 20`)
+	if err != nil {
+		return nil, fmt.Errorf("read the webhooks' targets: %w", err)
+	}
+	targets, err := pgx.CollectRows(rows, pgx.RowToStructByPos[FailingTarget])
+	if err != nil {
+		return nil, fmt.Errorf("read the webhooks' targets: %w", err)
+	}
+	return targets, nil
+}
+
 // targetWorks ends a target's failing. A target that never failed has no row.
 func (s *deliveries) targetWorks(ctx context.Context, target string) error {
 	_, err := s.pool.Exec(ctx, `UPDATE webhook_targets SET failing_since = NULL, disabled_at = NULL WHERE id = $1 AND failing_since IS NOT NULL`, targetID(target))

@@ -1,12 +1,3 @@
-// Package notify is how word gets out:
-//
-//	events.go   CloudEvents 1.0 in structured JSON on PORTAL_EVENTS
-//	webhook.go  the same events by HTTP, signed as Standard Webhooks; lanes.go bounds a slow target's share
-//	mail.go     mails by SMTP; templates.go makes what they say
-//
-// Each may be sent twice, never lost, and carries an id to drop repeats by: an event's is its audit row's,
-// as Nats-Msg-Id (JetStream drops a repeat within the stream's duplicate window) and as webhook-id; a mail's
-// is the Message-ID. What needs retries is the caller's: a job each.
 package notify
 
 import (

@@ -135,7 +135,7 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// Nothing that a mail holds adds a field, a recipient or a part, or ends the header.
+// Invariant 3, against what is known to break mailers.
 func TestNoInjection(t *testing.T) {
 	t.Parallel()
 	evil := []string{"a\r\nBcc: x@example.com", "a\nBcc: x@example.com", "a\rBcc: x@example.com", "a\r\n\r\n<script>", "a\x00b", "a\u0085Bcc: x\u2028y\x0b\x0cz",
@@ -265,7 +265,7 @@ func TestMeanings(t *testing.T) {
 	}
 }
 
-// Whatever a mail holds, another parser reads back what was put in.
+// Invariant 3, against anything: another parser reads back what was put in.
 func FuzzCompose(f *testing.F) {
 	f.Add("jo@example.org", "Subject", "text", "https://example.com/u")
 	f.Add("jö@bücher.example", "a\r\nBcc: x", ".\r\n\x00", "mailto:x@example.com")

@@ -87,7 +87,7 @@ func (c *courier) send(t *testing.T, m Mail) error {
 	return err
 }
 
-// What each answer at each step means for the mail.
+// Invariants 1 and 4: what each answer at each step means for the mail.
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	server := &MailError{} // stands for ErrMailServer
@@ -211,7 +211,7 @@ func TestSilence(t *testing.T) {
 	}
 }
 
-// The context ends a step whose server hangs, and a wait.
+// Invariant 6: the context ends a step whose server hangs, and a wait.
 func TestContextEnds(t *testing.T) {
 	t.Parallel()
 	for _, verb := range []string{"CONNECT", "STARTTLS", "AUTH", "MAIL", "RCPT", "."} {
@@ -237,7 +237,7 @@ func TestContextEnds(t *testing.T) {
 	}
 }
 
-// A mail that may have been taken is sent again under the same Message-ID.
+// Invariant 5: a mail that may have been taken is sent again under the same Message-ID.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestLostAnswer(t *testing.T) {
 	})
 }
 
-// Off loopback nothing is said in the clear, and to nobody who can't prove the name.
+// Invariant 2: off loopback nothing is said in the clear, and to nobody who can't prove the name.
 func TestNoTrust(t *testing.T) {
 	t.Parallel()
 	other := func(t *testing.T, host string) *tls.Config { return newAuthority(t).server(t, host) }

@@ -196,7 +196,7 @@ var hostile = []string{
 	"x\r\nBcc: victim@example.com\r\n\r\nbody", "x\nBcc: victim@example.com", "x\rSubject: y", "x\u0085Bcc: y", "x\u2028Bcc: y", "\x00\x1b[31m\x7f\u009b",
 	`{{.URL}}{{template "font"}}{{define "mail.html"}}x{{end}}`, `{{"<b>" | outlook}}`, `{{`, `}}`, `{name}{amount}{brand}{date}`, `%s%d%!`, `${x}#{x}<%= x %>`,
 	"\u202egnp.exe", "\u2066x\u2069\u200f\u061c", "x\u202d", "\xff\xfe\xc3\x28", "\ufeff\ufffe\uffff", "javascript:alert(1)", "data:text/html,<script>x</script>", "https://evil.example/?a=b&c=d", "//evil.example", "jo@evil.example",
-	strings.Repeat("w", 10_000), strings.Repeat("&", 10_000), strings.Repeat("\n", 10_000), strings.Repeat("a\u0301\u0301\u0301", 5000), "👩‍👩‍👧‍👦 می‌خواهم",
+	strings.Repeat("w", 10_000), strings.Repeat("&", 10_000), strings.Repeat("\n", 10_000), strings.Repeat("a\u0301\u0301\u0301", 5000), "👩\u200d👩\u200d👧\u200d👦 می\u200cخواهم",
 }
 
 // hostileMail is a template of the operator's that puts a value wherever one may want it.
@@ -209,15 +209,19 @@ var hostileMail = map[string]string{
 func TestHostileMailData(t *testing.T) {
 	t.Parallel()
 	templates, own := builtinMails(t), loadFolder(t, hostileMail)
+	plains := map[string]document{"own": plain(t, own, "own", "de")}
+	for _, name := range builtins {
+		plains[name] = plain(t, templates, name, "de")
+	}
 	for _, value := range hostile {
 		data := map[string]any{"<b>": value, value: value}
 		for _, key := range []string{"name", "amount", "card", "plan", "subject", "message", "button", "x"} {
 			data[key] = value
 		}
 		for _, name := range builtins {
-			checkHarmless(t, templates, name, "de", data)
+			checkHarmless(t, templates, name, "de", data, plains[name])
 		}
-		checkHarmless(t, own, "own", "de", data)
+		checkHarmless(t, own, "own", "de", data, plains["own"])
 		mail := render(t, templates, "payment_failed", "en", map[string]any{"name": value, "amount": value})
 		if m := regexp.MustCompile(`(https?:)?//evil|evil\.example|@evil`).FindString(strings.ReplaceAll(mail.Text, mailLink.URL, "")); m != "" {
 			t.Errorf("mail clients make a link of %q", m)
@@ -225,9 +229,15 @@ func TestHostileMailData(t *testing.T) {
 	}
 }
 
-// checkHarmless holds a mail with data to the skeleton of one without: no element, attribute, link or
+// plain is a mail with data that is what it should be.
+func plain(t testing.TB, templates *notify.Templates, name, tag string) document {
+	t.Helper()
+	return parseMail(t, render(t, templates, name, tag, map[string]any{"name": "Jo", "x": "y"}).HTML)
+}
+
+// checkHarmless holds a mail to the skeleton of a plain one: no element, attribute, link or
 // comment more.
-func checkHarmless(t testing.TB, templates *notify.Templates, name, tag string, data map[string]any) {
+func checkHarmless(t testing.TB, templates *notify.Templates, name, tag string, data map[string]any, want document) {
 	t.Helper()
 	mail := render(t, templates, name, tag, data)
 	if mail.Subject == "" || utf8.RuneCountInString(mail.Subject) > 200 || strings.ContainsFunc(mail.Subject, func(r rune) bool { return strange(r) || r == '\n' }) {
@@ -238,7 +248,7 @@ func checkHarmless(t testing.TB, templates *notify.Templates, name, tag string, 
 			t.Errorf("%s: the %s lacks the link or holds strange characters: %q", name, part, text)
 		}
 	}
-	got, want := parseMail(t, mail.HTML), parseMail(t, render(t, templates, name, tag, map[string]any{"name": "Jo", "x": "y"}).HTML)
+	got := parseMail(t, mail.HTML)
 	if !slices.Equal(got.skeleton, want.skeleton) {
 		t.Errorf("%s: data changed the HTML's structure: %q\n%q\n%q", name, data, got.skeleton, want.skeleton)
 	}
@@ -280,7 +290,7 @@ func FuzzRenderData(f *testing.F) {
 			d.UseNumber()
 		}
 		if d.Decode(&data) == nil {
-			checkHarmless(t, templates, name, tag, data)
+			checkHarmless(t, templates, name, tag, data, plain(t, templates, name, tag))
 		}
 	})
 }
