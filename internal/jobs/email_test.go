@@ -306,6 +306,7 @@ func TestEmailIsRefused(t *testing.T) {
 				!strings.Contains(string(detail), fmt.Sprintf(`"attempts":%d`, c.attempts)) || strings.Contains(string(detail), "zebra") {
 				t.Errorf("%s %s", row.Kind, detail)
 			}
+			w.checkEvents()
 		})
 	}
 }

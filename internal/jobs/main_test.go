@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/contract"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 	"latchkey/internal/testkit"
@@ -132,7 +133,9 @@ func (w *world) newIssuer(pool *pgxpool.Pool) *Issuer {
 
 // open writes that somebody looked at a link.
 func (w *world) open(link *portal.Link, v *portal.Visitor) error {
-	_, err := w.store.Open(w.ctx, link.ID, func(*portal.Link) map[string]any { return map[string]any{"verdict": "person"} }, v)
+	_, err := w.store.Open(w.ctx, link.ID, func(*portal.Link) map[string]any {
+		return map[string]any{"verdict": "person", "signals": []string{}, "method": "GET", "state": portal.StateLive}
+	}, v)
 	return err
 }
 
@@ -253,9 +256,11 @@ func (w *world) read(stream string, n int) []jetstream.Msg {
 func (w *world) events(n int) map[string]notify.Event {
 	w.t.Helper()
 	byID := map[string]notify.Event{}
+	schema := contract.Schema(w.t, "event.schema.json")
 	for _, msg := range w.read(notify.EventsStream, n) {
 		var e notify.Event
 		must(w.t, json.Unmarshal(msg.Data(), &e))
+		contract.CheckEvent(w.t, schema, msg.Data())
 		if id := msg.Headers().Get(nats.MsgIdHdr); id != e.ID {
 			w.t.Errorf("Nats-Msg-Id %q of event %q", id, e.ID)
 		}

@@ -26,7 +26,7 @@ func (w *world) everythingHappens() *portal.Link {
 	must(w.t, w.issuer.Issue(w.ctx, []*Item{newTestItem([]byte("no JSON"))}))
 	visitor := &portal.Visitor{IP: netip.MustParseAddr("203.0.113.7"), UserAgent: "Mail/1.0"}
 	must(w.t, w.open(link, visitor))
-	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_2"}} {
+	for _, cause := range []*portal.SessionError{nil, {Code: portal.CodeCustomerGone, RequestID: "req_2"}} {
 		click := uuid.New()
 		w.startClick(w.store, link, click, visitor)
 		session := portal.Session{ID: "bps_1", URL: "https://billing.example.com/secret", RequestID: "req_1"}
@@ -70,9 +70,9 @@ func TestInvariant7EachEventRowIsPublishedUnderItsID(t *testing.T) {
 	issuedData := map[string]any{"url": issued.URL, "expires_at": link.ExpiresAt.UTC().Format(time.RFC3339Nano)}
 	adds := map[portal.Kind]map[string]any{
 		portal.LinkIssued: issuedData, portal.RequestDuplicate: issuedData,
-		portal.LinkOpened:     {"verdict": "person"},
+		portal.LinkOpened:     {"verdict": "person", "signals": []any{}, "method": "GET", "state": "live"},
 		portal.SessionCreated: {"session_id": "bps_1", "stripe_request_id": "req_1", "livemode": false},
-		portal.SessionFailed:  {"code": "resource_missing", "stripe_request_id": "req_2", "retryable": false},
+		portal.SessionFailed:  {"code": "customer_gone", "stripe_request_id": "req_2", "retryable": false},
 		portal.LinkRevoked:    {"by": "jo", "reason": "test"},
 	}
 	for id, e := range events {

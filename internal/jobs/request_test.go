@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode"
 
+	"latchkey/internal/contract"
 	"latchkey/internal/portal"
 )
 
@@ -28,9 +29,11 @@ type badRequest struct {
 
 func checkBad(t *testing.T, cases []badRequest) {
 	t.Helper()
+	schema := contract.Schema(t, "request.schema.json")
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
+			checkAgreement(t, schema, []byte(c.body))
 			_, err := ParseRequest([]byte(c.body), testRules(), testNow)
 			var rejection *Rejection
 			if !errors.As(err, &rejection) {
@@ -299,6 +302,7 @@ func TestParseRequestAccepts(t *testing.T) {
 	for _, key := range numbered(strings.Repeat("ü", 38)+"%02d", 50) {
 		pairs[key] = strings.Repeat("ü", 500)
 	}
+	schema := contract.Schema(t, "request.schema.json")
 	for name, body := range map[string]string{
 		"the smallest":      with(),
 		"the contract's":    contractRequest,
@@ -329,6 +333,7 @@ func TestParseRequestAccepts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			checkAgreement(t, schema, []byte(body))
 			if _, err := ParseRequest([]byte(body), testRules(), testNow); err != nil {
 				t.Error(err)
 			}

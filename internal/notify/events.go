@@ -18,8 +18,9 @@ const (
 	TypePrefix    = "latchkey."
 )
 
-// contentType is that of an event, on a subject and in a webhook.
-const contentType = "application/cloudevents+json; charset=UTF-8"
+// contentType is that of an event, on a subject and in a webhook. In small letters: the JavaScript SDK of
+// CloudEvents compares it as text.
+const contentType = "application/cloudevents+json; charset=utf-8"
 
 // Event is a CloudEvent (https://github.com/cloudevents/spec, 1.0.2, structured content mode).
 type Event struct {

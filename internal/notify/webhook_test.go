@@ -55,7 +55,7 @@ func TestWebhookIsSignedByEachSecret(t *testing.T) {
 	if err := w.Post(t.Context(), srv.URL+"/hook?key=1", "evt-1", time.Now(), body); err != nil {
 		t.Fatal(err)
 	}
-	if string(got) != string(body) || header.Get("Content-Type") != "application/cloudevents+json; charset=UTF-8" || header.Get("webhook-id") != "evt-1" || header.Get("User-Agent") != "Latchkey/1" {
+	if string(got) != string(body) || header.Get("Content-Type") != "application/cloudevents+json; charset=utf-8" || header.Get("webhook-id") != "evt-1" || header.Get("User-Agent") != "Latchkey/1" {
 		t.Errorf("got %s with %v", got, header)
 	}
 	for _, secret := range []string{secretA, secretB} {

@@ -22,6 +22,7 @@ func (c checkCase) run(t *testing.T, rules SessionRules) {
 		t.Fatalf("%s: %v", c.session, err)
 	}
 	err = p.Check(rules)
+	checkAgreement(t, c.session, err)
 	if c.path == "" {
 		if err != nil {
 			t.Errorf("%.200s: %v, want it accepted", c.session, err)
