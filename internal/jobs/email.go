@@ -28,8 +28,8 @@ func (EmailArgs) InsertOpts() river.InsertOpts {
 	return river.InsertOpts{Queue: queueEmail, MaxAttempts: deliveryAttempts}
 }
 
-// EmailSchedule is how long after each attempt that the mail server answered by 4xx the next one is
-// made: four days in all, as long as mail servers themselves go on (RFC 5321, 4.5.4.1).
+// EmailSchedule is how long after each attempt that the mail server answered by 4xx, or not at all once it
+// had the mail, the next one is made: four days in all, as long as mail servers themselves go on (RFC 5321, 4.5.4.1).
 var EmailSchedule = []time.Duration{time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour, 2 * time.Hour, 4 * time.Hour,
 	8 * time.Hour, 16 * time.Hour, 24 * time.Hour, 24 * time.Hour, 16 * time.Hour}
 
@@ -76,7 +76,7 @@ func (w *emailWorker) Work(ctx context.Context, job *river.Job[EmailArgs]) error
 	case err == nil:
 		w.metrics.delivered.WithLabelValues(ChannelEmail, resultDelivered).Inc()
 		return w.deliveries.settle(ctx, d, delivered(job.Attempt))
-	case errors.Is(err, notify.ErrMailServer):
+	case errors.Is(err, notify.ErrMailServer) && !errors.Is(err, notify.ErrAnswerLost):
 		w.metrics.delivered.WithLabelValues(ChannelEmail, resultPutOff).Inc()
 		return w.deliveries.later(job.Args.Event, err)
 	case errors.As(err, &refused) && !refused.Temporary, job.Attempt > len(EmailSchedule):

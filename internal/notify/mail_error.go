@@ -14,10 +14,14 @@ import (
 
 // ErrMailServer is returned by Send and Check when the mail server can't be used now, whatever the
 // mail: no connection, TLS, authentication, its sender refused, 421, no answer in time, spared after
-// such failures. The mail may be sent again without limit and without counting it as an attempt.
-// Where the connection broke after the mail was handed over it may have been taken, and its repeat
-// has the same Message-ID.
+// such failures. The mail may be sent again without limit and without counting it as an attempt,
+// unless it is an ErrAnswerLost as well.
 var ErrMailServer = errors.New("the mail server can't be used")
+
+// ErrAnswerLost is returned by Send, as an ErrMailServer, when the connection broke or the time ran out while
+// the mail was being handed over: it may have been taken. Its repeat has the same Message-ID, but a server
+// that takes a mail and never says so would get it for ever: it must be counted as an attempt.
+var ErrAnswerLost = errors.New("the mail may have been taken")
 
 // MailError is returned by Send when the server answered about this mail, or the mail can't be sent
 // by any server. It holds nothing of the server's text, which quotes addresses.
@@ -46,14 +50,17 @@ type serverError struct {
 	step  string
 	cause error
 	again bool // nothing of this mail was told to the server yet
+	lost  bool // all of this mail may have been
 }
 
 func (e *serverError) Error() string {
 	return fmt.Sprintf("%v: %s: %v%s", ErrMailServer, e.step, e.cause, remedies[e.step])
 }
 
-// Is makes it an ErrMailServer.
-func (e *serverError) Is(target error) bool { return target == ErrMailServer }
+// Is makes it an ErrMailServer, and an ErrAnswerLost where it is one.
+func (e *serverError) Is(target error) bool {
+	return target == ErrMailServer || target == ErrAnswerLost && e.lost
+}
 
 func (e *serverError) Unwrap() error { return e.cause }
 
@@ -79,6 +86,7 @@ var remedies = map[string]string{
 	stepTLS:      "; check SMTP_URL: the host must be the name in the server's certificate, and smtp:// is for ports with STARTTLS",
 	stepAuth:     "; check user and password of SMTP_URL",
 	stepMail:     "; check that the user of SMTP_URL may send as MAIL_FROM",
+	stepEnd:      "; the mail may have been taken, its log under the Message-ID tells",
 }
 
 // classify tells the server's answer about this mail from all that has to do with the server. own
@@ -86,7 +94,7 @@ var remedies = map[string]string{
 func classify(step string, err error, own bool) error {
 	var answer *textproto.Error
 	if !errors.As(err, &answer) || answer.Code < 400 || answer.Code > 599 {
-		return &serverError{step: step, cause: scrubbed(err)}
+		return &serverError{step: step, cause: scrubbed(err), lost: step == stepEnd}
 	}
 	status := enhancedStatus(answer)
 	if !aboutMail(step, answer.Code, own) {
