@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"latchkey/internal/interop"
 )
 
 var secretA = "whsec_" + base64.StdEncoding.EncodeToString([]byte("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"))
@@ -69,6 +72,44 @@ func TestWebhookIsSignedByEachSecret(t *testing.T) {
 		if receiver.Verify(append(got, ' '), header) == nil {
 			t.Error("another body verifies")
 		}
+	}
+}
+
+// The official JavaScript library verifies what is sent, and nothing else.
+func TestWebhookVerifiesInJavaScript(t *testing.T) {
+	t.Parallel()
+	type delivery struct {
+		Secrets []string          `json:"secrets"`
+		Headers map[string]string `json:"headers"`
+		Body    string            `json:"body"`
+	}
+	got := delivery{Secrets: []string{secretB}, Headers: map[string]string{}}
+	srv := target(t, func(_ http.ResponseWriter, r *http.Request) {
+		for _, name := range []string{"webhook-id", "webhook-timestamp", "webhook-signature"} {
+			got.Headers[name] = r.Header.Get(name)
+		}
+		body, _ := io.ReadAll(r.Body)
+		got.Body = string(body)
+	})
+	w := newTestWebhooks(t, WebhookConfig{Secrets: []string{secretA, secretB}, AllowPrivate: true})
+	const body = `{"specversion":"1.0","data":{"customer":"zoë \u2028"}}`
+	if err := w.Post(t.Context(), srv.URL, "01a2050a-ca60-7a8f-b275-087a5e540000", time.Now(), []byte(body)); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(d delivery) []byte {
+		in, err := json.Marshal(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in
+	}
+	if out := interop.Node(t, "verify-webhook.mjs", ask(got)); strings.TrimSpace(out) != body {
+		t.Errorf("the library returns %q", out)
+	}
+	forged := got
+	forged.Body = strings.Replace(body, "zoë", "eve", 1)
+	if _, err := interop.Run(t, "verify-webhook.mjs", ask(forged)); err == nil {
+		t.Error("another body verifies")
 	}
 }
 
