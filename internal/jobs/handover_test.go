@@ -22,6 +22,7 @@ func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 		worker.handed.put(ids, rows)
 		written = append(written, ids)
 	}
+	w.issuer.HandOver = w.store.HandOver
 	link := w.issue([]byte(contractRequest))
 	must(t, w.open(link, nil))
 	for _, cause := range []*portal.SessionError{nil, {Code: "resource_missing", RequestID: "req_<2> \u2028"}} {
@@ -29,8 +30,8 @@ func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 		w.startClick(w.store, link, click, nil)
 		must(t, w.store.EndClick(w.ctx, link, click, portal.Session{ID: "bps_1", RequestID: "req_1"}, cause))
 	}
-	if len(written) != 3 {
-		t.Fatalf("%d of 3 commits hand their rows over", len(written))
+	if len(written) != 4 {
+		t.Fatalf("%d of 4 commits hand their rows over", len(written))
 	}
 	for _, ids := range written {
 		handed, read := w.onlyEvent(worker, ids), w.onlyEvent(worker, ids)

@@ -29,7 +29,9 @@ type Issuer struct {
 	Rules   Rules
 	Publish portal.PublishFunc
 	Deliver DeliverFunc // may be nil where Rules know no channel
-	Now     func() time.Time
+	// HandOver may spare the publish job of a commit to read its rows; it is called before the commit. May be nil.
+	HandOver func(ids portal.IDRange, rows []portal.EventRow)
+	Now      func() time.Time
 }
 
 // Item is one request on its way to a link. Issue fills in the lower half.
@@ -77,17 +79,31 @@ func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 	for _, item := range items {
 		s.parse(item, now)
 	}
-	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
-		if err := s.insertLinks(ctx, tx, items, now); err != nil {
-			return err
-		}
-		if err := s.findRepeats(ctx, tx, items); err != nil {
-			return err
-		}
-		return s.appendAudit(ctx, tx, items, now)
-	})
+	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error { return s.write(ctx, tx, items, now) })
 	// InTx has committed: durable are links, audit rows and jobs. A crash here means a redelivery,
 	// which adds nothing.
+}
+
+// write makes the rows and jobs of a batch, in two round trips where all of it is new: the job that publishes
+// the new links' events goes along with the links, before it is known which of them are new. Not each id
+// that it names needs to have a row.
+func (s *Issuer) write(ctx context.Context, tx *portal.Tx, items []*Item, now time.Time) error {
+	ids, err := portal.NewIDs(len(items))
+	if err != nil {
+		return err
+	}
+	if s.insertLinks(tx, items, now) > 0 {
+		if err := s.Publish(ctx, tx, ids); err != nil {
+			return err
+		}
+		if err := tx.Await(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.findRepeats(ctx, tx, items); err != nil {
+		return err
+	}
+	return s.appendAudit(ctx, tx, items, ids, now)
 }
 
 // part is a run of items that shared a transaction.
@@ -187,8 +203,9 @@ func (s *Issuer) prepare(item *Item, now time.Time) error {
 }
 
 // insertLinks writes one row for each request id that has none, and marks the other items as
-// repeats. Rows go in by request id, so that two batches with the same ids can't deadlock.
-func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now time.Time) error {
+// repeats, once tx has its answer; it returns how many rows it tries. Rows go in by request id, so that two
+// batches with the same ids can't deadlock.
+func (s *Issuer) insertLinks(tx *portal.Tx, items []*Item, now time.Time) (tried int) {
 	byID := map[string]*Item{} // the first of each id in this batch
 	var batch []*Item
 	for _, item := range items {
@@ -202,7 +219,7 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		}
 	}
 	if len(batch) == 0 {
-		return nil
+		return 0
 	}
 	slices.SortFunc(batch, func(a, b *Item) int { return cmp.Compare(a.Link.RequestID, b.Link.RequestID) })
 	n := len(batch)
@@ -223,7 +240,16 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 			roots[i] = (*[16]byte)(&item.renewalOf)
 		}
 	}
-	rows, err := tx.Query(ctx, `
+	tx.QueryLater(func(rows pgx.Rows) error {
+		made, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return fmt.Errorf("insert links: %w", err)
+		}
+		for _, id := range made {
+			byID[id].Repeat = false
+		}
+		return nil
+	}, `
 		INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, stripe_account,
 			session, metadata, key_id, max_sessions, created_at, expires_at, deliver, renewal_of)
 		SELECT id, request_id, request_hash, published_at, source, nullif(campaign, ''), customer, nullif(account, ''),
@@ -237,17 +263,7 @@ func (s *Issuer) insertLinks(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		RETURNING request_id`,
 		now, ids, requests, hashes, published, sources, campaigns, customers, accounts,
 		sessions, metadata, keys, limits, expires, delivers, roots)
-	if err != nil {
-		return fmt.Errorf("insert links: %w", err)
-	}
-	made, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return fmt.Errorf("insert links: %w", err)
-	}
-	for _, id := range made {
-		byID[id].Repeat = false
-	}
-	return nil
+	return n
 }
 
 // findRepeats reads the links that were there before (or came from this batch's first item of the
@@ -301,15 +317,12 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 	return nil
 }
 
-// appendAudit writes the batch's audit rows, one job that publishes those that are events, and a job for
-// each delivery of a new link.
-func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now time.Time) error {
-	ids, err := portal.NewIDs(len(items))
-	if err != nil {
-		return err
-	}
+// appendAudit writes the batch's audit rows, those of new links under ids, a job for each delivery of a new
+// link, and one that publishes the events of repeats.
+func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids portal.IDRange, now time.Time) error {
 	var fresh, derived []portal.AuditEvent
-	var publish []portal.IDRange
+	var rows []portal.EventRow // of fresh
+	var repeats []portal.IDRange
 	var deliver []river.InsertManyParams
 	for _, item := range items {
 		e := portal.AuditEvent{ID: item.MessageID, At: now, RequestID: item.Request.ID}
@@ -322,33 +335,33 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, now 
 		case item.Repeat:
 			// The producer asked again, so it hears again: the row's event is link.issued once more.
 			e.Kind, e.LinkID = portal.RequestDuplicate, item.Link.ID
-			publish = append(publish, portal.OneID(e.ID))
+			repeats = append(repeats, portal.OneID(e.ID))
 		default:
 			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
 			fresh = append(fresh, e)
+			rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: []byte("{}"), Link: item.Link})
 			deliver = append(deliver, deliveryJobs(e.ID, item.Request.Deliver)...)
 			continue
 		}
 		derived = append(derived, e)
 	}
-	// By id, as links go in by request id: the ids of rejections and duplicates are the messages'
-	// own, and two workers that serve the same ones in another order must not wait for each other.
-	slices.SortFunc(derived, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	if err := errors.Join(portal.InsertAudit(ctx, tx, fresh), portal.InsertAuditOnce(ctx, tx, derived)); err != nil {
-		return err
-	}
-	if len(fresh) > 0 {
-		publish = append(publish, portal.IDRange{First: ids.First, Last: ids.At(len(fresh) - 1)})
+	if len(rows) > 0 && s.HandOver != nil {
+		s.HandOver(ids, rows)
 	}
 	if len(deliver) > 0 {
 		if err := s.Deliver(ctx, tx, deliver); err != nil {
 			return err
 		}
 	}
-	if len(publish) == 0 {
-		return nil
+	if len(repeats) > 0 {
+		if err := s.Publish(ctx, tx, repeats...); err != nil {
+			return err
+		}
 	}
-	return s.Publish(ctx, tx, publish...)
+	// By id, as links go in by request id: the ids of rejections and duplicates are the messages'
+	// own, and two workers that serve the same ones in another order must not wait for each other.
+	slices.SortFunc(derived, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	return errors.Join(portal.InsertAudit(ctx, tx, fresh), portal.InsertAuditOnce(ctx, tx, derived))
 }
 
 // IssuedData is the data of link.issued, and the answer to a synchronous create.

@@ -42,7 +42,7 @@ func (s *Issuer) Renew(ctx context.Context, link uuid.UUID, v *portal.Visitor) (
 	return err == nil, err
 }
 
-func (s *Issuer) renew(ctx context.Context, tx pgx.Tx, id uuid.UUID, v *portal.Visitor, now time.Time) error {
+func (s *Issuer) renew(ctx context.Context, tx *portal.Tx, id uuid.UUID, v *portal.Visitor, now time.Time) error {
 	old, err := portal.LoadLink(ctx, tx, id)
 	if err != nil {
 		return err
@@ -62,15 +62,11 @@ func (s *Issuer) renew(ctx context.Context, tx pgx.Tx, id uuid.UUID, v *portal.V
 	if err := s.prepare(item, now); err != nil {
 		return err
 	}
-	batch := []*Item{item}
-	if err := s.insertLinks(ctx, tx, batch, now); err != nil {
+	if err := s.write(ctx, tx, []*Item{item}, now); err != nil {
 		return err
 	}
-	if item.Repeat { // ids of producers and of renewals are one namespace
+	if item.Repeat || item.Rejection != nil { // ids of producers and of renewals are one namespace
 		return fmt.Errorf("renew link %s: a request took the id %s before", id, req.ID)
-	}
-	if err := s.appendAudit(ctx, tx, batch, now); err != nil {
-		return err
 	}
 	return s.appendRenewed(ctx, tx, old, item.Link.ID, v, now)
 }
