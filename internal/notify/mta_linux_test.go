@@ -243,7 +243,7 @@ func TestThroughPostfix(t *testing.T) {
 				}
 				m := p.mailer(t, scheme, port, password)
 				ok(t, m.Check(t.Context()))
-				for i, mail := range hardMails() {
+				for i, mail := range hardMails(t) {
 					mail.DeliveryID = fmt.Sprintf("%s-%d", port, i)
 					ok(t, m.Send(t.Context(), mail))
 					checkArrived(t, mail, p.delivered(t, m.MessageID(mail.DeliveryID)))
@@ -263,7 +263,8 @@ func TestThroughPostfix(t *testing.T) {
 }
 
 // hardMails are what breaks mailers.
-func hardMails() []Mail {
+func hardMails(t *testing.T) []Mail {
+	t.Helper()
 	long := strings.Repeat("x", 3000)
 	evil := "a\r\nBcc: x@example.org\r\n\r\n{{.Token}} <script>alert(1)</script> ${x} %s \x00 \xff"
 	mails := []Mail{
@@ -273,6 +274,12 @@ func hardMails() []Mail {
 		{To: `"jo smith"@example.org`, Subject: "dots", Text: ".\n..\n.dot\n\n.\nQUIT\n", HTML: ".\r\n.\r\n<p>.</p>\r\n.", ListUnsubscribe: "mailto:leave@example.com"},
 		{To: "jo@example.org", Subject: evil, Text: evil, HTML: evil},
 	}
+	templates, err := LoadTemplates(TemplatesConfig{Brand: "Bücher & Söhne"})
+	ok(t, err)
+	made, err := templates.Render("payment_failed", "de", MailLink{URL: "https://pay.example.com/l/x", ExpiresAt: time.Date(2026, 12, 24, 0, 0, 0, 0, time.UTC)},
+		map[string]any{"name": "Zoë " + evil, "amount": evil, "subject": evil})
+	ok(t, err)
+	mails = append(mails, Mail{To: "jo@example.org", Subject: made.Subject, Text: made.Text, HTML: made.HTML})
 	for i := range mails {
 		mails[i].Date = time.Date(2026, 11, 3, 10, 0, i, 0, time.UTC)
 	}
