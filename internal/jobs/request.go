@@ -119,10 +119,20 @@ func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 	if err != nil {
 		return req, decodeRejection(err)
 	}
+	req.dropNulls()
 	if err := req.check(rules, now); err != nil {
 		return req, err
 	}
 	return req, req.deliverable(rules)
+}
+
+// dropNulls takes null for absent where decoding does not.
+func (r *Request) dropNulls() {
+	for i := range r.Deliver {
+		if r.Deliver[i].Data.Kind() == 'n' {
+			r.Deliver[i].Data = nil
+		}
+	}
 }
 
 func validID(id string) bool {
@@ -370,8 +380,8 @@ func (r *Request) checkDeliver(rules Rules) error {
 	if len(r.Deliver) > 5 {
 		return field("$.deliver", "may have at most 5 entries", strconv.Itoa(len(r.Deliver)))
 	}
-	for i, d := range r.Deliver {
-		if err := d.check(fmt.Sprintf("$.deliver[%d]", i), rules); err != nil {
+	for i := range r.Deliver {
+		if err := r.Deliver[i].check(fmt.Sprintf("$.deliver[%d]", i), rules); err != nil {
 			return err
 		}
 	}
