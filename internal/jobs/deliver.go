@@ -184,8 +184,14 @@ func (s *deliveries) begin(ctx context.Context, event uuid.UUID, n, attempts int
 	return d, nil, true
 }
 
-// settle ends a delivery; where the database does not take that, the job comes back for it.
+// settleTime is left to an outcome when the process stops.
+const settleTime = 3 * time.Second
+
+// settle ends a delivery; where the database does not take that, the job comes back for it. A stop does not
+// cut it: what was sent would be sent again.
 func (s *deliveries) settle(ctx context.Context, d *delivery, o outcome) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
 	if err := s.end(ctx, d, o); err != nil {
 		return s.later(d.row.ID, err)
 	}

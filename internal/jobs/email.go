@@ -76,7 +76,9 @@ func (w *emailWorker) Work(ctx context.Context, job *river.Job[EmailArgs]) error
 	case err == nil:
 		w.metrics.delivered.WithLabelValues(ChannelEmail, resultDelivered).Inc()
 		return w.deliveries.settle(ctx, d, delivered(job.Attempt))
-	case errors.Is(err, notify.ErrMailServer) && !errors.Is(err, notify.ErrAnswerLost):
+	case ctx.Err() != nil: // the process stops: River gives the attempt back
+		return ctx.Err()
+	case errors.Is(err, notify.ErrMailServer) && !errors.Is(err, notify.ErrCutOff):
 		w.metrics.delivered.WithLabelValues(ChannelEmail, resultPutOff).Inc()
 		return w.deliveries.later(job.Args.Event, err)
 	case errors.As(err, &refused) && !refused.Temporary, job.Attempt > len(EmailSchedule):

@@ -15,13 +15,13 @@ import (
 // ErrMailServer is returned by Send and Check when the mail server can't be used now, whatever the
 // mail: no connection, TLS, authentication, its sender refused, 421, no answer in time, spared after
 // such failures. The mail may be sent again without limit and without counting it as an attempt,
-// unless it is an ErrAnswerLost as well.
+// unless it is an ErrCutOff as well.
 var ErrMailServer = errors.New("the mail server can't be used")
 
-// ErrAnswerLost is returned by Send, as an ErrMailServer, when the connection broke or the time ran out while
-// the mail was being handed over: it may have been taken. Its repeat has the same Message-ID, but a server
-// that takes a mail and never says so would get it for ever: it must be counted as an attempt.
-var ErrAnswerLost = errors.New("the mail may have been taken")
+// ErrCutOff is returned by Send, as an ErrMailServer, when the connection broke or the time ran out in the
+// middle of this mail. Perhaps the mail is the reason: it must be counted as an attempt, or it would be tried for
+// ever. Where all of it was handed over it may have been taken; its repeat has the same Message-ID.
+var ErrCutOff = errors.New("the mail server broke off")
 
 // MailError is returned by Send when the server answered about this mail, or the mail can't be sent
 // by any server. It holds nothing of the server's text, which quotes addresses.
@@ -50,16 +50,16 @@ type serverError struct {
 	step  string
 	cause error
 	again bool // nothing of this mail was told to the server yet
-	lost  bool // all of this mail may have been
+	amid  bool // this mail was being told
 }
 
 func (e *serverError) Error() string {
 	return fmt.Sprintf("%v: %s: %v%s", ErrMailServer, e.step, e.cause, remedies[e.step])
 }
 
-// Is makes it an ErrMailServer, and an ErrAnswerLost where it is one.
+// Is makes it an ErrMailServer, and an ErrCutOff where it is one.
 func (e *serverError) Is(target error) bool {
-	return target == ErrMailServer || target == ErrAnswerLost && e.lost
+	return target == ErrMailServer || target == ErrCutOff && e.amid
 }
 
 func (e *serverError) Unwrap() error { return e.cause }
@@ -94,7 +94,7 @@ var remedies = map[string]string{
 func classify(step string, err error, own bool) error {
 	var answer *textproto.Error
 	if !errors.As(err, &answer) || answer.Code < 400 || answer.Code > 599 {
-		return &serverError{step: step, cause: scrubbed(err), lost: step == stepEnd}
+		return &serverError{step: step, cause: scrubbed(err), amid: step == stepRcpt || step == stepData || step == stepEnd}
 	}
 	status := enhancedStatus(answer)
 	if !aboutMail(step, answer.Code, own) {
@@ -103,17 +103,18 @@ func classify(step string, err error, own bool) error {
 	return &MailError{Code: answer.Code, EnhancedStatus: status, Temporary: answer.Code < 500, Step: step}
 }
 
-// aboutMail: 421 ends the connection, whatever was asked (RFC 5321, 3.8); 530, 534, 535 and 538 ask for
-// authentication or TLS (RFC 4954, RFC 3207), while Postfix says 454 of a recipient it does not relay to; and a 5xx to MAIL, which names MAIL_FROM alone,
-// would be the same for every mail: a wrong setting or a used up quota must lose none.
+// aboutMail: 421 ends the connection, whatever was asked (RFC 5321, 3.8), but behind MAIL it may be this recipient
+// that is throttled; 530, 534, 535 and 538 ask for authentication or TLS (RFC 4954, RFC 3207), while Postfix says 454
+// of a recipient it does not relay to; and a 5xx to MAIL, which names MAIL_FROM alone, would be the same for
+// every mail: a wrong setting or a used up quota must lose none.
 func aboutMail(step string, code int, own bool) bool {
 	switch code {
-	case 421, 530, 534, 535, 538:
+	case 530, 534, 535, 538:
 		return false
 	}
 	switch step {
 	case stepMail:
-		return code < 500 || own
+		return code != 421 && (code < 500 || own)
 	case stepRcpt, stepData, stepEnd:
 		return true
 	}

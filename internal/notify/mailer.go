@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -111,8 +112,10 @@ func NewMailer(cfg MailerConfig) (*Mailer, error) {
 
 func (m *Mailer) policies() {
 	m.breaker = circuitbreaker.NewBuilder[any]().
-		// A caller that gives up says nothing about the server.
-		HandleIf(func(_ any, err error) bool { return errors.Is(err, ErrMailServer) && !errors.Is(err, context.Canceled) }).
+		// A caller that gives up says nothing about the server, and what broke off amid a mail may be the mail's doing.
+		HandleIf(func(_ any, err error) bool {
+			return errors.Is(err, ErrMailServer) && !errors.Is(err, ErrCutOff) && !errors.Is(err, context.Canceled)
+		}).
 		WithFailureThreshold(failing).
 		WithSuccessThreshold(1).
 		WithDelayFunc(func(failsafe.ExecutionAttempt[any]) time.Duration {
@@ -215,7 +218,7 @@ func (m *Mailer) guard(ctx context.Context, f func() error) error {
 		m.mu.Lock()
 		changed := m.changed // got before the question, so that no change is missed
 		m.mu.Unlock()
-		err := m.guarded.Run(f)
+		err := m.guarded.Run(func() error { return m.recovered(f) })
 		if !errors.Is(err, circuitbreaker.ErrOpen) {
 			return err
 		}
@@ -223,6 +226,18 @@ func (m *Mailer) guard(ctx context.Context, f func() error) error {
 			return err
 		}
 	}
+}
+
+// recovered makes an error of a panic, without its value: the breaker would wait for ever for the end of a try
+// that panicked.
+func (m *Mailer) recovered(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			m.log.Error("sending a mail panicked; please report the stack", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			err = fmt.Errorf("sending panicked with a %T; the log has the stack", p)
+		}
+	}()
+	return f()
 }
 
 // spare waits until it may be this mail's turn to try.

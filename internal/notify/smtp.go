@@ -126,7 +126,8 @@ func (c *conn) do(ctx context.Context, step string, limit time.Duration, own boo
 		return nil
 	}
 	err = classify(step, err, own)
-	if errors.Is(err, ErrMailServer) {
+	var answer *MailError
+	if errors.Is(err, ErrMailServer) || errors.As(err, &answer) && answer.Code == 421 {
 		c.close()
 	}
 	return err

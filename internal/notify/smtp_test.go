@@ -113,7 +113,7 @@ func TestAnswers(t *testing.T) {
 		{"MAIL", "450 4.7.28", &MailError{Code: 450, EnhancedStatus: "4.7.28", Temporary: true}},
 		{"MAIL", "550 5.7.1", server}, // names MAIL_FROM alone
 		{"MAIL", "530 5.7.0", server},
-		{"RCPT", "421 4.7.0", server},
+		{"RCPT", "421 4.7.0", &MailError{Code: 421, EnhancedStatus: "4.7.0", Temporary: true}}, // perhaps this recipient is throttled
 		{"RCPT", "450 4.2.1", &MailError{Code: 450, EnhancedStatus: "4.2.1", Temporary: true}},
 		{"RCPT", "451 4.7.1", &MailError{Code: 451, EnhancedStatus: "4.7.1", Temporary: true}},
 		{"RCPT", "452 4.2.2", &MailError{Code: 452, EnhancedStatus: "4.2.2", Temporary: true}},
@@ -127,10 +127,10 @@ func TestAnswers(t *testing.T) {
 		{"RCPT", "250-", server}, // no last line
 		{"RCPT", "nonsense", server},
 		{"RCPT", "354 5.1.1", server},
-		{"DATA", "421 4.3.2", server},
+		{"DATA", "421 4.3.2", &MailError{Code: 421, EnhancedStatus: "4.3.2", Temporary: true}},
 		{"DATA", "451 4.3.0", &MailError{Code: 451, EnhancedStatus: "4.3.0", Temporary: true}},
 		{"DATA", "554 5.5.1", &MailError{Code: 554, EnhancedStatus: "5.5.1"}},
-		{".", "421 4.3.2", server},
+		{".", "421 4.3.2", &MailError{Code: 421, EnhancedStatus: "4.3.2", Temporary: true}},
 		{".", "451 4.7.1", &MailError{Code: 451, EnhancedStatus: "4.7.1", Temporary: true}},
 		{".", "452 4.3.1", &MailError{Code: 452, EnhancedStatus: "4.3.1", Temporary: true}},
 		{".", "552 5.3.4", &MailError{Code: 552, EnhancedStatus: "5.3.4"}},
@@ -200,8 +200,8 @@ func TestSilence(t *testing.T) {
 					switch before := slices.Contains([]string{"CONNECT", "EHLO", "STARTTLS", "AUTH", "MAIL"}, verb); {
 					case before && err != nil:
 						t.Errorf("nothing of the mail was said, and yet it was not tried again: %v", err)
-					case !before && !errors.Is(err, ErrMailServer):
-						t.Errorf("%v is no ErrMailServer", err)
+					case !before && !(errors.Is(err, ErrMailServer) && errors.Is(err, ErrCutOff)):
+						t.Errorf("%v is no ErrCutOff", err)
 					case took > limit+c.pace.pause || how == hang && took < limit:
 						t.Errorf("it took %v, the step's limit is %v", took, limit)
 					}
@@ -235,6 +235,70 @@ func TestContextEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Mails at which the server breaks off, or says 421, are their own affair: the next one goes out at once.
+func TestMailThatTheServerBreaksOffAtHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	for _, verb := range []string{"RCPT", "DATA", "."} {
+		for _, answer := range []string{hangUp, "421 4.7.0 " + serverText} {
+			t.Run(verb+" "+answer, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					s := &script{}
+					c := newCourier(t, s)
+					defer c.done(t)
+					began := time.Now()
+					s.set(verb, answer)
+					for range 3 * failing {
+						if err := c.send(t, sample("poison")); err == nil {
+							t.Fatal("no error")
+						}
+					}
+					s.set(verb, "")
+					if err := c.send(t, sample("d1")); err != nil {
+						t.Fatal(err)
+					}
+					if waited := time.Since(began); waited != 0 { // the clock is a fake one
+						t.Errorf("the last one went out after %v", waited)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A panic in the try of a mail ends neither the process nor the tries of others.
+func TestPanicWhileSending(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{}
+		s.refuse(true)
+		c := newCourier(t, s)
+		defer c.done(t)
+		dial := c.dial
+		panics := false
+		c.dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if panics {
+				panics = false
+				panic("zebra")
+			}
+			return dial(ctx, network, addr)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), c.pace.spared)
+		defer cancel()
+		if err := c.Send(ctx, sample("d1")); !errors.Is(err, ErrMailServer) { // until the server is spared
+			t.Fatal(err)
+		}
+		s.refuse(false)
+		panics = true
+		if err := c.send(t, sample("d1")); err == nil || errors.Is(err, ErrMailServer) || strings.Contains(err.Error()+c.logs.String(), "zebra") {
+			t.Errorf("%v", err)
+		}
+		if err := c.send(t, sample("d2")); err != nil {
+			t.Errorf("the next mail: %v", err)
+		}
+	})
 }
 
 // Invariant 5: a mail that may have been taken is sent again under the same Message-ID.
