@@ -11,10 +11,11 @@ ALTER TABLE audit_events
 -- One row for each webhook target that ever failed. A target is known by the hash of its URL, which can
 -- hold a secret; the host is for people.
 CREATE TABLE webhook_targets (
-    id            bytea PRIMARY KEY,                    -- SHA-256 of the URL
-    host          text NOT NULL,
-    failing_since timestamptz,                          -- first failure since its last success; NULL = it works
-    disabled_at   timestamptz,                          -- since then nothing is sent to it; NULL = enabled
+    id             bytea PRIMARY KEY,                   -- SHA-256 of the URL
+    host           text NOT NULL,
+    failing_since  timestamptz,                         -- first failure since its last success; NULL = it works
+    last_failed_at timestamptz NOT NULL,
+    disabled_at    timestamptz,                         -- since then nothing is sent to it; NULL = enabled
     CONSTRAINT webhook_targets_id_sha256 CHECK (octet_length(id) = 32),
     CONSTRAINT webhook_targets_disabled_is_failing CHECK (disabled_at IS NULL OR failing_since IS NOT NULL)
 );

@@ -276,7 +276,7 @@ func TestRequestSchemaTakesTheDeliveriesOfTheContract(t *testing.T) {
 func (w *world) checkEvents() (kinds []string) {
 	w.t.Helper()
 	worker := &publishWorker{pool: w.pool, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), metrics: newMetrics(nil)}
-	events, unmade, err := worker.events(w.ctx, w.rowRanges())
+	events, _, unmade, err := worker.events(w.ctx, w.rowRanges())
 	must(w.t, errors.Join(unmade, err))
 	schema := contract.Schema(w.t, "event.schema.json")
 	for _, e := range events {

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
@@ -42,14 +43,24 @@ func (r *River) Deliver(ctx context.Context, tx pgx.Tx, deliveries []river.Inser
 	return nil
 }
 
-// deliveryJobs are the jobs of a link's deliveries; event is the id of its link.issued row.
-func deliveryJobs(event uuid.UUID, deliveries []Delivery) (jobs []river.InsertManyParams) {
-	for n, d := range deliveries {
+// Priorities of River's: a single link's mail or webhook does not wait behind a campaign's.
+const (
+	prioritySingle = 1
+	priorityMass   = 2
+)
+
+// deliveryJobs are the jobs of a request's deliveries; event is the id of its link.issued row.
+func deliveryJobs(event uuid.UUID, req *Request) (jobs []river.InsertManyParams) {
+	opts := &river.InsertOpts{Priority: prioritySingle}
+	if req.Campaign != "" {
+		opts.Priority = priorityMass
+	}
+	for n, d := range req.Deliver {
 		switch d.Channel {
 		case ChannelEmail:
-			jobs = append(jobs, river.InsertManyParams{Args: EmailArgs{Event: event, N: n}})
+			jobs = append(jobs, river.InsertManyParams{Args: EmailArgs{Event: event, N: n}, InsertOpts: opts})
 		case ChannelWebhook:
-			jobs = append(jobs, river.InsertManyParams{Args: WebhookArgs{Event: event, N: n}})
+			jobs = append(jobs, river.InsertManyParams{Args: WebhookArgs{Event: event, N: n, Lane: notify.Lane(d.URL)}, InsertOpts: opts})
 		}
 	}
 	return jobs

@@ -50,9 +50,9 @@ func TestHandedRowsSayWhatStandsInTheDatabase(t *testing.T) {
 
 func (w *world) onlyEvent(worker *publishWorker, ids portal.IDRange) notify.Event {
 	w.t.Helper()
-	events, unmade, err := worker.events(w.ctx, []portal.IDRange{ids})
+	events, _, cause, err := worker.events(w.ctx, []portal.IDRange{ids})
 	must(w.t, err)
-	must(w.t, unmade)
+	must(w.t, cause)
 	if len(events) != 1 {
 		w.t.Fatalf("%d events", len(events))
 	}

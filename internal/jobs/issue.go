@@ -340,7 +340,7 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids 
 			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
 			fresh = append(fresh, e)
 			rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: []byte("{}"), Link: item.Link})
-			deliver = append(deliver, deliveryJobs(e.ID, item.Request.Deliver)...)
+			deliver = append(deliver, deliveryJobs(e.ID, item.Request)...)
 			continue
 		}
 		derived = append(derived, e)

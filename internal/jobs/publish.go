@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/riverqueue/river"
@@ -53,14 +52,16 @@ type publishWorker struct {
 	maker         eventMaker
 	handed        *handover
 	subscriptions []Subscription
+	insert        func(context.Context, []river.InsertManyParams) error
 	metrics       *metrics
 }
 
 // Work returns nil when every event is stored; snoozes while JetStream is away, which counts as
-// no attempt, so no outage is long enough to lose an event; and is retried by River after any other error. A row whose event can't be made (its link is
-// gone, or its key is not in LINK_KEYS any more) does not keep the others' back.
+// no attempt, so no outage is long enough to lose an event; and is retried by River after any other error. A
+// row whose event can't be made (its link is gone, or its key is not in LINK_KEYS any more) gets a job of its
+// own, or each try at it would publish the others once more.
 func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) error {
-	events, unmade, err := w.events(ctx, job.Args.Rows)
+	events, unmade, cause, err := w.events(ctx, job.Args.Rows)
 	if err != nil {
 		return err
 	}
@@ -73,56 +74,51 @@ func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) e
 		return err
 	}
 	w.metrics.published.Add(float64(len(events)))
-	if err := w.subscribed(ctx, events); err != nil {
-		return err
+	jobs := w.subscribed(events)
+	if len(events) == 0 {
+		return cause
 	}
-	return unmade
-}
-
-// subscribed makes a job for each event and subscription that wants it. A publish job that runs again
-// finds the jobs there, unless they have ended minutes ago: then the target gets a webhook-id that it knows.
-func (w *publishWorker) subscribed(ctx context.Context, events []notify.Event) error {
-	var jobs []river.InsertManyParams
-	for i := range events {
-		for _, s := range w.subscriptions {
-			if !s.wants(portal.Kind(events[i].Kind())) {
-				continue
-			}
-			id, err := uuid.Parse(events[i].ID)
-			if err != nil {
-				return err
-			}
-			jobs = append(jobs, river.InsertManyParams{Args: WebhookArgs{Event: id, Target: s.target()},
-				InsertOpts: &river.InsertOpts{UniqueOpts: river.UniqueOpts{ByArgs: true}}})
-		}
+	if len(unmade) > 0 {
+		jobs = append(jobs, river.InsertManyParams{Args: PublishArgs{Rows: unmade}})
 	}
 	if len(jobs) == 0 {
 		return nil
 	}
-	if _, err := river.ClientFromContext[pgx.Tx](ctx).InsertMany(ctx, jobs); err != nil {
-		return fmt.Errorf("insert webhook jobs: %w", err)
+	return w.insert(ctx, jobs)
+}
+
+// subscribed is a job for each event and subscription that wants it. A publish job that runs again finds the
+// jobs there, unless they have ended minutes ago: then the target gets a webhook-id that it knows.
+func (w *publishWorker) subscribed(events []notify.Event) (jobs []river.InsertManyParams) {
+	for i := range events {
+		for _, s := range w.subscriptions {
+			if s.wants(portal.Kind(events[i].Kind())) {
+				jobs = append(jobs, river.InsertManyParams{Args: s.args(uuid.MustParse(events[i].ID)), // an audit row's
+					InsertOpts: &river.InsertOpts{Priority: priorityMass, UniqueOpts: river.UniqueOpts{ByArgs: true}}})
+			}
+		}
 	}
-	return nil
+	return jobs
 }
 
 const publishSnooze = 3 * time.Second
 
-// events makes the events of rows; unmade is about rows whose event can't be made.
-func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade, err error) {
+// events makes the events of rows; unmade are rows whose event can't be made, because of cause.
+func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade []portal.IDRange, cause, err error) {
 	rows, err := w.rows(ctx, ranges)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
 		e, err := w.maker.event(row)
 		if err != nil {
-			unmade = err // one speaks for all: mostly they have one cause
+			unmade, cause = append(unmade, portal.OneID(row.ID)), err // one speaks for all: mostly they have one cause
 			continue
 		}
 		events = append(events, e)
 	}
-	return events, unmade, nil
+	return events, unmade, cause, nil
 }
 
 // rows are those of a commit, as it handed them over or as they stand in the database.

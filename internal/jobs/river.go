@@ -78,7 +78,7 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	workers := river.NewWorkers()
 	maker := eventMaker{cfg.Keys, cfg.BaseURL}
 	out := &deliveries{pool: cfg.JobPool, publish: r.Publish, now: cfg.Now, log: cfg.Log}
-	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, maker: maker, handed: r.handed, subscriptions: cfg.Subscriptions, metrics: m})
+	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, maker: maker, handed: r.handed, subscriptions: cfg.Subscriptions, insert: r.insert, metrics: m})
 	river.AddWorker(workers, &emailWorker{deliveries: out, templates: cfg.Templates, mailer: cfg.Mailer, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
 	river.AddWorker(workers, &webhookWorker{deliveries: out, webhooks: cfg.Webhooks, subscriptions: cfg.Subscriptions, event: maker.event, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
@@ -134,6 +134,14 @@ func (r *River) Stop(ctx context.Context) error { return r.client.Stop(ctx) }
 func (r *River) Publish(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
 	if _, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, nil); err != nil {
 		return fmt.Errorf("insert the publish job: %w", err)
+	}
+	return nil
+}
+
+// insert makes jobs by themselves.
+func (r *River) insert(ctx context.Context, jobs []river.InsertManyParams) error {
+	if _, err := r.client.InsertMany(ctx, jobs); err != nil {
+		return fmt.Errorf("insert jobs: %w", err)
 	}
 	return nil
 }

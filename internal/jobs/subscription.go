@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
@@ -46,6 +48,11 @@ func ParseSubscriptions(text string, webhooks *notify.Webhooks) ([]Subscription,
 
 func (s *Subscription) wants(kind portal.Kind) bool {
 	return len(s.Kinds) == 0 || slices.Contains(s.Kinds, kind)
+}
+
+// args are a job's of the subscription.
+func (s *Subscription) args(event uuid.UUID) WebhookArgs {
+	return WebhookArgs{Event: event, Target: s.target(), Lane: notify.Lane(s.URL)}
 }
 
 // target is what the subscription's target is known by in a job.

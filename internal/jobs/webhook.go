@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,6 +22,7 @@ type WebhookArgs struct {
 	Event  uuid.UUID `json:"event"`
 	N      int       `json:"n,omitempty"`
 	Target string    `json:"target,omitempty"` // of a subscription: targetID in hex
+	Lane   string    `json:"lane"`             // of the target, so that a busy one is known before anything is read
 }
 
 // Kind is the job's name in River.
@@ -36,7 +38,7 @@ func (WebhookArgs) InsertOpts() river.InsertOpts {
 var WebhookSchedule = []time.Duration{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 5 * time.Hour, 10 * time.Hour,
 	14 * time.Hour, 20 * time.Hour, 24 * time.Hour}
 
-// webhookWorkers are many, for they only wait for others; a target's lane bounds its share of them.
+// webhookWorkers are many, for they only wait for others; a host's lane bounds its share of them.
 const webhookWorkers = 128
 
 // webhookWorker posts an event.
@@ -48,25 +50,37 @@ type webhookWorker struct {
 	subscriptions []Subscription
 	event         func(portal.EventRow) (notify.Event, error)
 	metrics       *metrics
+	retryAfter    sync.Map // time.Duration by the id of a job that just failed: what its target asked for
 }
 
-// NextRetry goes by WebhookSchedule.
+// NextRetry goes by WebhookSchedule, or later where the target asked for that.
 func (w *webhookWorker) NextRetry(job *river.Job[WebhookArgs]) time.Time {
-	return w.deliveries.now().Add(WebhookSchedule[min(job.Attempt, len(WebhookSchedule))-1])
+	pause := WebhookSchedule[min(job.Attempt, len(WebhookSchedule))-1]
+	if asked, ok := w.retryAfter.LoadAndDelete(job.ID); ok {
+		pause = max(pause, asked.(time.Duration))
+	}
+	return w.deliveries.now().Add(pause)
 }
 
 // Work posts the event and writes down how that ended. Durable when the target has taken it: nothing yet,
 // so a crash there posts it again, under the same webhook-id.
 func (w *webhookWorker) Work(ctx context.Context, job *river.Job[WebhookArgs]) error {
+	place, err := w.webhooks.Enter(job.Args.Lane, w.deliveries.now())
+	var busy *notify.BusyError
+	if errors.As(err, &busy) {
+		w.metrics.delivered.WithLabelValues(ChannelWebhook, resultPutOff).Inc()
+		return river.JobSnooze(busy.Wait)
+	}
+	defer place.Leave()
 	if job.Args.Target != "" {
-		return w.workSubscription(ctx, job)
+		return w.workSubscription(ctx, job, place)
 	}
 	d, skip, ok := w.deliveries.begin(ctx, job.Args.Event, job.Args.N, job.Attempt)
 	if !ok {
 		return skip
 	}
-	err := w.post(ctx, d.URL, d.row)
-	retry, final := w.judge(err, job.Attempt)
+	err = w.post(ctx, place, d.URL, d.row)
+	retry, final := w.judge(ctx, job, err)
 	switch {
 	case err == nil:
 		return w.deliveries.settle(ctx, d, delivered(job.Attempt))
@@ -78,7 +92,7 @@ func (w *webhookWorker) Work(ctx context.Context, job *river.Job[WebhookArgs]) e
 
 // workSubscription posts what a subscription wants. It has no outcome in the audit, or each event would
 // bring about another one.
-func (w *webhookWorker) workSubscription(ctx context.Context, job *river.Job[WebhookArgs]) error {
+func (w *webhookWorker) workSubscription(ctx context.Context, job *river.Job[WebhookArgs], place *notify.Place) error {
 	i := slices.IndexFunc(w.subscriptions, func(s Subscription) bool { return s.target() == job.Args.Target })
 	if i < 0 {
 		return river.JobCancel(errors.New("its subscription is not in WEBHOOK_SUBSCRIPTIONS any more"))
@@ -90,8 +104,8 @@ func (w *webhookWorker) workSubscription(ctx context.Context, job *river.Job[Web
 	if len(rows) == 0 {
 		return river.JobCancel(errors.New("its audit row is gone: was the database restored from a dump without it?"))
 	}
-	err = w.post(ctx, w.subscriptions[i].URL, rows[0])
-	retry, final := w.judge(err, job.Attempt)
+	err = w.post(ctx, place, w.subscriptions[i].URL, rows[0])
+	retry, final := w.judge(ctx, job, err)
 	if final {
 		return river.JobCancel(err)
 	}
@@ -101,12 +115,15 @@ func (w *webhookWorker) workSubscription(ctx context.Context, job *river.Job[Web
 // errDisabled is why nothing is sent to a target.
 var errDisabled = errors.New("the target failed for days and is disabled; mend it, then enable it as docs/webhooks.md tells")
 
+// errNotTried is of a post that did not come about because the database did not answer.
+var errNotTried = errors.New("not posted")
+
 // post sends a row's event, unless its target is disabled, and keeps account of the target.
-func (w *webhookWorker) post(ctx context.Context, target string, row portal.EventRow) error {
+func (w *webhookWorker) post(ctx context.Context, place *notify.Place, target string, row portal.EventRow) error {
 	disabled, err := w.deliveries.targetDisabled(ctx, target)
 	switch {
 	case err != nil:
-		return err
+		return fmt.Errorf("%w: %w", errNotTried, err)
 	case disabled:
 		return errDisabled
 	}
@@ -118,8 +135,7 @@ func (w *webhookWorker) post(ctx context.Context, target string, row portal.Even
 	if err != nil {
 		return fmt.Errorf("event %s: %w", event.ID, err)
 	}
-	at := w.deliveries.now()
-	posted := w.webhooks.Post(ctx, target, event.ID, at, body)
+	posted := place.Post(ctx, target, event.ID, w.deliveries.now(), body)
 	var refused *notify.WebhookError
 	switch {
 	case posted == nil:
@@ -135,21 +151,21 @@ func (w *webhookWorker) post(ctx context.Context, target string, row portal.Even
 
 // judge says what becomes of a job whose post ended in err: retry is what Work returns unless it is final,
 // which means that there will be no other attempt.
-func (w *webhookWorker) judge(err error, attempt int) (retry error, final bool) {
-	var busy *notify.BusyError
+func (w *webhookWorker) judge(ctx context.Context, job *river.Job[WebhookArgs], err error) (retry error, final bool) {
 	var refused *notify.WebhookError
+	errors.As(err, &refused)
 	result := resultRetried
 	switch {
 	case err == nil:
 		result = resultDelivered
-	case errors.As(err, &busy):
-		return river.JobSnooze(busy.Wait), false
-	case errors.Is(err, errDisabled), errors.As(err, &refused) && (refused.Gone() || attempt > len(WebhookSchedule)):
+	case ctx.Err() != nil: // the process stops: River gives the attempt back
+		return ctx.Err(), false
+	case errors.Is(err, errNotTried):
+		return w.deliveries.later(job.Args.Event, err), false
+	case errors.Is(err, errDisabled), refused != nil && refused.Gone(), job.Attempt > len(WebhookSchedule):
 		result, final = resultFailed, true
-	case !errors.As(err, &refused): // the database's, or the event can't be made: not the target's fault
-		return w.deliveries.later(uuid.Nil, err), false
-	case refused.RetryAfter > WebhookSchedule[attempt-1]: // no attempt is counted, but the target's days are
-		return river.JobSnooze(refused.RetryAfter), false
+	case refused != nil:
+		w.retryAfter.Store(job.ID, refused.RetryAfter)
 	}
 	w.metrics.delivered.WithLabelValues(ChannelWebhook, result).Inc()
 	return err, final

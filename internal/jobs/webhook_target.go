@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,8 +16,12 @@ import (
 )
 
 // disableAfter is how long a target may fail without a success between, before nothing is sent to it any
-// more.
-const disableAfter = 5 * 24 * time.Hour
+// more. A pause between failures that is longer than the schedule's longest says nothing of that time: the
+// count begins anew.
+const (
+	disableAfter = 5 * 24 * time.Hour
+	failurePause = 25 * time.Hour
+)
 
 // targetID is what a target is known by: its URL can hold a secret.
 func targetID(target string) []byte {
@@ -69,22 +74,23 @@ func (s *deliveries) targetFails(ctx context.Context, target string, row portal.
 	if err != nil {
 		return err
 	}
-	now := s.now()
+	now, host := s.now(), strings.ToLower(u.Hostname())
 	return portal.InTx(ctx, s.pool, func(tx *portal.Tx) error {
 		var since time.Time
 		var disabled bool
-		err := tx.QueryRow(ctx, `INSERT INTO webhook_targets AS t (id, host, failing_since) VALUES ($1, $2, $3)
-			ON CONFLICT (id) DO UPDATE SET failing_since = coalesce(t.failing_since, excluded.failing_since)
-			RETURNING failing_since, disabled_at IS NOT NULL`, targetID(target), u.Host, now).Scan(&since, &disabled)
+		err := tx.QueryRow(ctx, `INSERT INTO webhook_targets AS t (id, host, failing_since, last_failed_at) VALUES ($1, $2, $3, $3)
+			ON CONFLICT (id) DO UPDATE SET last_failed_at = $3,
+				failing_since = CASE WHEN t.last_failed_at < $4 THEN $3 ELSE coalesce(t.failing_since, $3) END
+			RETURNING failing_since, disabled_at IS NOT NULL`, targetID(target), host, now, now.Add(-failurePause)).Scan(&since, &disabled)
 		if err != nil || disabled || !gone && now.Sub(since) < disableAfter {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `UPDATE webhook_targets SET disabled_at = $2 WHERE id = $1`, targetID(target), now); err != nil {
 			return err
 		}
-		s.log.Error("a webhook's target is disabled: nothing is sent to it any more", "host", u.Host, "failing_since", since)
+		s.log.Error("a webhook's target is disabled: nothing is sent to it any more", "host", host, "failing_since", since)
 		return s.appendDisabled(ctx, tx, row, now, map[string]any{
-			"endpoint": hex.EncodeToString(targetID(target)), "host": u.Host, "failing_since": since.UTC().Format(time.RFC3339)})
+			"endpoint": hex.EncodeToString(targetID(target)), "host": host, "failing_since": since.UTC().Format(time.RFC3339)})
 	})
 }
 

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -221,7 +222,7 @@ func (w *world) webhookJob(t *testing.T, link *portal.Link, attempt int) *river.
 	t.Helper()
 	rows, err := portal.LoadAudit(w.ctx, w.owner, `link_id = $2 AND kind = 'link.issued'`, link.ID)
 	must(t, err)
-	return &river.Job[WebhookArgs]{JobRow: &rivertype.JobRow{Attempt: attempt}, Args: WebhookArgs{Event: rows[0].ID}}
+	return &river.Job[WebhookArgs]{JobRow: &rivertype.JobRow{Attempt: attempt}, Args: WebhookArgs{Event: rows[0].ID, Lane: "a lane"}}
 }
 
 // The standard's schedule is gone through, then it is final.
@@ -262,28 +263,33 @@ func TestWebhookTargetIsDisabledAfterDays(t *testing.T) {
 	t.Parallel()
 	w := setup(t).withWebhooks()
 	target := newReceiver(t)
-	target.answers = slicesOf(500, 4)
+	target.answers = slicesOf(500, 9)
 	worker := w.webhookWorker()
 	start := time.Now()
 	var links []*portal.Link
-	for i, after := range []time.Duration{0, disableAfter - time.Second, disableAfter, disableAfter} {
-		links = append(links, w.issue(webhookRequest(fmt.Sprint("r", i), target.URL)))
+	fail := func(after time.Duration) (disabled int) {
+		links = append(links, w.issue(webhookRequest(fmt.Sprint("r", after), target.URL)))
 		worker.deliveries.now = func() time.Time { return start.Add(after) }
-		if err := worker.Work(w.ctx, w.webhookJob(t, links[i], 1)); i < 3 && err == nil {
-			t.Fatal("no error")
-		}
-		disabled := w.count(`SELECT count(*) FROM audit_events WHERE kind = 'webhook.disabled'`)
-		if want := min(1, i/2); disabled != want {
-			t.Fatalf("%v after its first failure there are %d events that it is disabled", after, disabled)
+		_ = worker.Work(w.ctx, w.webhookJob(t, links[len(links)-1], 1))
+		return w.count(`SELECT count(*) FROM audit_events WHERE kind = 'webhook.disabled'`)
+	}
+	const day = 24 * time.Hour
+	for _, after := range []time.Duration{-2 * day, 0, day, 2 * day, 3 * day, 4 * day, 5*day - time.Second} { // the first is too long ago to count
+		if fail(after) != 0 {
+			t.Fatalf("disabled %v after its first failure", after)
 		}
 	}
-	w.wantOutcome(links[3].ID, portal.LinkDeliveryFailed, fmt.Sprintf(`{"attempts":1,"channel":"webhook","error":%q}`, errDisabled.Error()))
+	if fail(5*day) != 1 || fail(5*day) != 1 {
+		t.Fatal("not disabled, or twice, after five days of failure")
+	}
+	last := links[len(links)-1]
+	w.wantOutcome(last.ID, portal.LinkDeliveryFailed, fmt.Sprintf(`{"attempts":1,"channel":"webhook","error":%q}`, errDisabled.Error()))
 	if len(target.answers) != 1 {
 		t.Error("a disabled target was posted to")
 	}
 	rows, err := portal.LoadAudit(w.ctx, w.owner, `kind = 'webhook.disabled'`)
 	must(t, err)
-	if rows[0].LinkID != links[2].ID || rows[0].Detail["host"] != strings.TrimPrefix(target.URL, "http://") || rows[0].Detail["failing_since"] != start.UTC().Format(time.RFC3339) {
+	if rows[0].LinkID != links[len(links)-2].ID || rows[0].Detail["host"] != "127.0.0.1" || rows[0].Detail["failing_since"] != start.UTC().Format(time.RFC3339) {
 		t.Errorf("the event tells %+v", rows[0])
 	}
 	w.exec(`DELETE FROM webhook_targets`)
@@ -307,7 +313,7 @@ func TestWebhookTargetThatIsGone(t *testing.T) {
 	}
 }
 
-// Who asks for time gets it, and no attempt is counted.
+// Who asks for time gets it, but no more attempts than anybody.
 func TestWebhookRetryAfter(t *testing.T) {
 	t.Parallel()
 	w := setup(t).withWebhooks()
@@ -317,10 +323,66 @@ func TestWebhookRetryAfter(t *testing.T) {
 	}))
 	t.Cleanup(srv.Close)
 	link := w.issue(webhookRequest("r1", srv.URL))
-	var snooze *rivertype.JobSnoozeError
-	if err := w.webhookWorker().Work(w.ctx, w.webhookJob(t, link, 1)); !errors.As(err, &snooze) || snooze.Duration != 10*time.Minute {
-		t.Errorf("%v", err)
+	worker := w.webhookWorker()
+	start := time.Now()
+	worker.deliveries.now = func() time.Time { return start }
+	for attempt, want := range map[int]time.Duration{1: 10 * time.Minute, 2: 10 * time.Minute, 3: 30 * time.Minute} {
+		job := w.webhookJob(t, link, attempt)
+		var refused *notify.WebhookError
+		if err := worker.Work(w.ctx, job); !errors.As(err, &refused) {
+			t.Errorf("attempt %d: %v", attempt, err)
+		}
+		if at := worker.NextRetry(job); !at.Equal(start.Add(want)) {
+			t.Errorf("after attempt %d it is tried again in %v, want %v", attempt, at.Sub(start), want)
+		}
 	}
+	must(t, worker.Work(w.ctx, w.webhookJob(t, link, len(WebhookSchedule)+1)))
+	w.wantOutcome(link.ID, portal.LinkDeliveryFailed, `{"attempts":10,"channel":"webhook","error":"the target answered 429","http_status":429}`)
+}
+
+// A stop in the middle of a post is no attempt, and what was taken is written down all the same.
+func TestWebhookWhileTheProcessStops(t *testing.T) {
+	t.Parallel()
+	w := setup(t).withWebhooks()
+	ctx, stop := context.WithCancel(w.ctx)
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // or the server does not notice that the client is gone
+		stop()
+		<-r.Context().Done()
+	}))
+	t.Cleanup(srv.Close)
+	link := w.issue(webhookRequest("r1", srv.URL))
+	if err := w.webhookWorker().Work(ctx, w.webhookJob(t, link, len(WebhookSchedule)+1)); !errors.Is(err, context.Canceled) {
+		t.Errorf("a post that was cut ends with %v", err)
+	}
+	if len(w.outcomes(link.ID)) != 0 {
+		t.Error("it was given up")
+	}
+	worker := w.webhookWorker()
+	ended, end := context.WithCancel(w.ctx)
+	d, _, ok := worker.deliveries.begin(w.ctx, w.webhookJob(t, link, 1).Args.Event, 0, 1)
+	end()
+	if !ok {
+		t.Fatal("the delivery can't be loaded")
+	}
+	must(t, worker.deliveries.settle(ended, d, delivered(1)))
+	w.wantOutcome(link.ID, portal.LinkDelivered, `{"attempts":1,"channel":"webhook"}`)
+}
+
+// An event that can't be made is given up at the schedule's end, like one that nobody takes.
+func TestWebhookWhoseEventCannotBeMade(t *testing.T) {
+	t.Parallel()
+	w := setup(t).withWebhooks()
+	target := newReceiver(t)
+	link := w.issue(webhookRequest("r1", target.URL))
+	worker := w.webhookWorker()
+	worker.event = func(portal.EventRow) (notify.Event, error) { return notify.Event{}, errors.New("no key") }
+	var snooze *rivertype.JobSnoozeError
+	if err := worker.Work(w.ctx, w.webhookJob(t, link, 1)); err == nil || errors.As(err, &snooze) {
+		t.Errorf("the first attempt ends with %v", err)
+	}
+	must(t, worker.Work(w.ctx, w.webhookJob(t, link, len(WebhookSchedule)+1)))
+	w.wantOutcome(link.ID, portal.LinkDeliveryFailed, `{"attempts":10,"channel":"webhook","error":"no key"}`)
 }
 
 // A link that died meanwhile is not sent out any more.
@@ -403,7 +465,7 @@ func TestSlowWebhookTargetHoldsUpNobody(t *testing.T) {
 	fast := newReceiver(t)
 	const n = 3 * webhookWorkers
 	for i := range n {
-		w.issue(webhookRequest(fmt.Sprint("slow-", i), slow.URL))
+		w.issue(webhookRequest(fmt.Sprint("slow-", i), strings.Replace(slow.URL, "127.0.0.1", "localhost", 1))) // a lane is a host's
 	}
 	w.startRiver()
 	link := w.issue(webhookRequest("fast", fast.URL))

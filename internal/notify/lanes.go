@@ -1,12 +1,17 @@
 package notify
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"math/rand/v2"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 )
 
 // lanes bound how much of the webhook workers one target may take, so that a slow one holds up nobody
-// else. A lane is a host's: it widens with each quick answer and halves with each slow or failed one. A
+// else. A lane is a host's: it widens with each answer in good time and halves with each late or failed one. A
 // post that finds it full is told when there will be room, each a different time, in the order in which
 // they asked: so a backlog is put off about once for each post, not again and again.
 type lanes struct {
@@ -24,48 +29,62 @@ type lane struct {
 const (
 	laneStart = 4
 	laneMost  = 32
-	quick     = time.Second // an answer within it widens the lane
-	lanesMost = 4096        // hosts remembered
-	waitMost  = 10 * time.Minute
+	inTime    = webhookTimeout / 2 // an answer within it widens the lane
+	lanesMost = 4096               // hosts remembered
+	waitMost  = 30 * time.Minute   // a longer wait is one of up to twice this, at random: a queue of days is not kept in order
 )
 
 func newLanes() lanes { return lanes{hosts: map[string]*lane{}} }
 
-// enter takes a place in a host's lane, which leave gives back, or returns a *BusyError.
-func (l *lanes) enter(host string, now time.Time) (leave func(took time.Duration, ok bool), err error) {
+// Lane is what the lane of a target is known by: a hash of its host, whatever port and spelling.
+func Lane(target string) string {
+	u, err := url.Parse(target)
+	if err != nil {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")))
+	return hex.EncodeToString(sum[:8])
+}
+
+// enter takes a place in a lane, or returns a *BusyError.
+func (l *lanes) enter(host string, now time.Time) (*lane, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	way := l.hosts[host]
 	if way == nil {
 		l.forget(now)
-		way = &lane{width: laneStart, took: quick}
+		way = &lane{width: laneStart, took: time.Second}
 		l.hosts[host] = way
 	}
-	if way.underWay >= way.width {
-		if way.next.Before(now) {
-			way.next = now
-		}
-		way.next = way.next.Add(way.took / time.Duration(way.width))
-		if wait := way.next.Sub(now); wait < waitMost {
-			return nil, &BusyError{wait}
-		}
-		way.next = now.Add(waitMost)
-		return nil, &BusyError{waitMost}
+	if way.underWay < way.width {
+		way.underWay++
+		return way, nil
 	}
-	way.underWay++
-	return func(took time.Duration, ok bool) { l.leave(way, took, ok) }, nil
+	if way.next.Before(now) {
+		way.next = now
+	}
+	wait := way.next.Add(way.took / time.Duration(way.width)).Sub(now)
+	if wait > waitMost {
+		return nil, &BusyError{waitMost + rand.N(waitMost)}
+	}
+	way.next = now.Add(wait)
+	return nil, &BusyError{wait}
 }
 
-func (l *lanes) leave(way *lane, took time.Duration, ok bool) {
+// leave gives a place back. tried is false where nothing was sent, which tells nothing of the target.
+func (l *lanes) leave(way *lane, tried bool, took time.Duration, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	way.underWay--
-	way.took = (3*way.took + took) / 4
-	if ok && took <= quick {
+	switch {
+	case !tried:
+		return
+	case ok && took <= inTime:
 		way.width = min(way.width+1, laneMost)
-	} else {
+	default:
 		way.width = max(way.width/2, 1)
 	}
+	way.took = (3*way.took + took) / 4
 }
 
 // forget makes room for another host.

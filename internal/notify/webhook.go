@@ -101,7 +101,7 @@ func (e *WebhookError) Error() string { return e.reason }
 // Gone tells that the target wants no more events, ever (410, by the standard).
 func (e *WebhookError) Gone() bool { return e.Status == http.StatusGone }
 
-// BusyError is returned when a target has as many posts under way as it may have. Nothing was sent.
+// BusyError is returned when a target has as many posts under way as it may have.
 type BusyError struct{ Wait time.Duration } // until the target can be expected to have room
 
 func (e *BusyError) Error() string { return "the target has as many posts under way as it may have" }
@@ -124,20 +124,34 @@ func (w *Webhooks) CheckTarget(raw string) error {
 	return nil
 }
 
-// Post sends an event. It returns nil for an answer of 2xx, a *BusyError where the target has no room
-// (call again after its Wait), and else a *WebhookError. at is the time of this attempt.
-func (w *Webhooks) Post(ctx context.Context, target, id string, at time.Time, body []byte) error {
-	u, err := url.Parse(target)
+// Place is a place in a target's lane, to be given back by Leave.
+type Place struct {
+	webhooks *Webhooks
+	lane     *lane
+	tried    bool
+	took     time.Duration
+	ok       bool
+}
+
+// Enter takes a place in a lane, or returns a *BusyError: ask again after its Wait.
+func (w *Webhooks) Enter(lane string, now time.Time) (*Place, error) {
+	way, err := w.lanes.enter(lane, now)
 	if err != nil {
-		return &WebhookError{reason: "the target is not a URL"}
+		return nil, err
 	}
-	leave, err := w.lanes.enter(u.Host, at)
-	if err != nil {
-		return err
-	}
+	return &Place{webhooks: w, lane: way}, nil
+}
+
+// Leave gives the place back.
+func (p *Place) Leave() { p.webhooks.lanes.leave(p.lane, p.tried, p.took, p.ok) }
+
+// Post sends an event, once for each Place. It returns nil for an answer of 2xx, and else a *WebhookError. at is
+// the time of this attempt.
+func (p *Place) Post(ctx context.Context, target, id string, at time.Time, body []byte) error {
+	p.tried = true
 	began := time.Now()
-	err = w.post(ctx, target, id, at, body)
-	leave(time.Since(began), err == nil)
+	err := p.webhooks.post(ctx, target, id, at, body)
+	p.took, p.ok = time.Since(began), err == nil
 	return err
 }
 
