@@ -26,7 +26,7 @@ type linkFlags struct {
 	source, campaign, expiresIn, expiresAt          string
 	maxSessions                                     int
 	email, template, webhook                        string
-	data, metadata                                  map[string]string
+	data, metadata                                  []string // key=value
 	wait, json                                      bool
 	timeout                                         time.Duration
 }
@@ -66,14 +66,17 @@ the request is only stored; 'enqueue status ID' tells later if it was rejected.`
 	flags.IntVar(&f.maxSessions, "max-sessions", 0, "how many sessions the link may make (default: no limit)")
 	flags.StringVar(&f.email, "email", "", "mail the link to this address")
 	flags.StringVar(&f.template, "template", "", "of that mail, such as payment_failed (default: generic)")
-	flags.StringToStringVar(&f.data, "data", nil, "key=value for that mail's template, such as name=Jo")
+	flags.StringArrayVar(&f.data, "data", nil, "key=value for that mail's template, such as name=Jo")
 	flags.StringVar(&f.webhook, "webhook", "", "post link.issued to this https URL")
-	flags.StringToStringVar(&f.metadata, "metadata", nil, "key=value, comes back in every event")
+	flags.StringArrayVar(&f.metadata, "metadata", nil, "key=value, comes back in every event")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the link and print its URL")
 	flags.BoolVar(&f.json, "json", false, "print JSON: with --wait all of link.issued's data")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long --wait waits")
 	cmd.MarkFlagsOneRequired("request", "customer")
-	cmd.MarkFlagsMutuallyExclusive("request", "customer")
+	for _, field := range []string{"id", "customer", "flow", "subscription", "configuration", "locale", "on-behalf-of", "return-url", "stripe-account", "source",
+		"campaign", "expires-in", "expires-at", "max-sessions", "email", "template", "data", "webhook", "metadata"} {
+		cmd.MarkFlagsMutuallyExclusive("request", field)
+	}
 	cmd.MarkFlagsMutuallyExclusive("expires-in", "expires-at")
 	return cmd
 }
@@ -130,8 +133,12 @@ func (f *linkFlags) message(cmd *cobra.Command) (producer.Message, error) {
 }
 
 func (f *linkFlags) build(cmd *cobra.Command) (*jobs.Request, error) {
+	metadata, err := pairs("metadata", f.metadata)
+	if err != nil {
+		return nil, err
+	}
 	req := &jobs.Request{ID: f.id, Source: f.source, Campaign: f.campaign, StripeAccount: f.account,
-		ExpiresIn: f.expiresIn, ExpiresAt: f.expiresAt, Metadata: f.metadata,
+		ExpiresIn: f.expiresIn, ExpiresAt: f.expiresAt, Metadata: metadata,
 		Session: &portal.SessionParams{Configuration: f.configuration, Locale: f.locale, OnBehalfOf: f.onBehalfOf, ReturnURL: f.returnURL}}
 	if strings.HasPrefix(f.customer, "acct_") {
 		req.Session.CustomerAccount = f.customer
@@ -171,7 +178,11 @@ func (f *linkFlags) deliver(req *jobs.Request) error {
 	if f.email != "" {
 		mail := jobs.Delivery{Channel: jobs.ChannelEmail, To: f.email, Template: f.template}
 		if len(f.data) > 0 {
-			data, err := json.Marshal(f.data)
+			values, err := pairs("data", f.data)
+			if err != nil {
+				return err
+			}
+			data, err := json.Marshal(values)
 			if err != nil {
 				return err
 			}
@@ -183,6 +194,19 @@ func (f *linkFlags) deliver(req *jobs.Request) error {
 		req.Deliver = append(req.Deliver, jobs.Delivery{Channel: jobs.ChannelWebhook, URL: f.webhook})
 	}
 	return nil
+}
+
+// pairs reads key=value of each flag; a value may hold anything, = and commas too.
+func pairs(flag string, given []string) (map[string]string, error) {
+	values := make(map[string]string, len(given))
+	for _, pair := range given {
+		key, value, ok := strings.Cut(pair, "=")
+		if _, twice := values[key]; !ok || key == "" || twice {
+			return nil, cli.Usagef("--%s takes key=value, each key once", flag)
+		}
+		values[key] = value
+	}
+	return values, nil
 }
 
 // read takes the request as it stands in the file: a misspelt field is for the worker to refuse,

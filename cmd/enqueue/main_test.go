@@ -157,12 +157,12 @@ func TestLinkPrintsTheURLAloneAndTheSameOneAgain(t *testing.T) {
 func TestLinkWithAMail(t *testing.T) {
 	t.Parallel()
 	url := setup(t)
-	flags := []string{"link", "--id", "m", "--customer", "cus_1", "--email", "jo@example.com", "--template", "payment_failed", "--data", "name=Jo", "--data", "amount=€ 49.00", "--wait"}
+	flags := []string{"link", "--id", "m", "--customer", "cus_1", "--email", "jo@example.com", "--template", "payment_failed", "--data", "name=Jo", "--data", `message=Pay at x?a=b, "please"=now`, "--wait"}
 	code, first, stderr := enqueue(t, url, "", flags...)
 	if code != 0 {
 		t.Fatalf("exit %d\n%s", code, stderr)
 	}
-	whole := `{"id": "m", "source": "cli", "session": {"customer": "cus_1"}, "deliver": [{"channel": "email", "to": "jo@example.com", "template": "payment_failed", "data": {"amount": "€ 49.00", "name": "Jo"}}]}`
+	whole := `{"id": "m", "source": "cli", "session": {"customer": "cus_1"}, "deliver": [{"channel": "email", "to": "jo@example.com", "template": "payment_failed", "data": {"message": "Pay at x?a=b, \"please\"=now", "name": "Jo"}}]}`
 	if _, again, stderr := enqueue(t, url, whole, "link", "--request", "-", "--wait"); again != first {
 		t.Errorf("as JSON: %s%s", again, stderr)
 	}
@@ -172,8 +172,11 @@ func TestLinkWithAMail(t *testing.T) {
 	if code, _, stderr := enqueue(t, url, "", "link", "--customer", "cus_1", "--webhook", "https://hooks.example.com/", "--wait"); code != 1 || !strings.Contains(stderr, "delivery_unavailable") {
 		t.Errorf("a channel that is off: exit %d\n%s", code, stderr)
 	}
-	if code, _, _ := enqueue(t, url, "", "link", "--customer", "cus_1", "--template", "generic"); code != 2 {
-		t.Errorf("a template without an address: exit %d", code)
+	for _, wrong := range [][]string{{"--customer", "cus_1", "--template", "generic"}, {"--request", "-", "--email", "jo@example.com"}, {"--request", "-", "--locale", "de"},
+		{"--customer", "cus_1", "--metadata", "=x"}, {"--customer", "cus_1", "--metadata", "x"}, {"--customer", "cus_1", "--email", "jo@example.com", "--data", "a=1", "--data", "a=2"}} {
+		if code, _, stderr := enqueue(t, url, whole, append([]string{"link"}, wrong...)...); code != 2 || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%v: exit %d\n%s", wrong, code, stderr)
+		}
 	}
 }
 

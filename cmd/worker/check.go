@@ -135,7 +135,7 @@ func (c *checkup) webhooks(ctx context.Context, cfg *Config) {
 		}
 	}
 	if err == nil && len(disabled) > 0 {
-		err = fmt.Errorf("disabled after days without success: %s; docs/webhooks.md tells how to enable one", strings.Join(disabled, ", "))
+		err = fmt.Errorf("disabled, because it took nothing for five days or answered 410: %s; docs/webhooks.md tells how to enable one", strings.Join(disabled, ", "))
 	}
 	fine := fmt.Sprintf("%d subscriptions", len(cfg.subscriptions))
 	if len(failing) > 0 {

@@ -26,9 +26,10 @@ import (
 
 // What a person can do something about: jobs that ended without success, and those that may yet.
 var (
-	gaveUp    = []rivertype.JobState{rivertype.JobStateDiscarded, rivertype.JobStateCancelled}
-	repeated  = append([]rivertype.JobState{rivertype.JobStateRetryable}, gaveUp...)
-	notByHand = []rivertype.JobState{rivertype.JobStateDiscarded, rivertype.JobStateRetryable}
+	gaveUp     = []rivertype.JobState{rivertype.JobStateDiscarded, rivertype.JobStateCancelled}
+	unfinished = slices.DeleteFunc(rivertype.JobStates(), func(s rivertype.JobState) bool { return s == rivertype.JobStateCompleted })
+	repeated   = append([]rivertype.JobState{rivertype.JobStateRetryable}, gaveUp...)
+	notByHand  = []rivertype.JobState{rivertype.JobStateDiscarded, rivertype.JobStateRetryable}
 )
 
 func newJobsCommand() *cobra.Command {
@@ -131,10 +132,10 @@ func newJobsListCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List jobs that gave up or are being retried",
+		Short: "List jobs that gave up or wait",
 		Long: `Prints how many there are of each kind and state, then a line for each, the newest first: when its
-next attempt is, or when it ended, and the last error. Without --state: discarded, cancelled and
-retryable ones; others are available, pending, running, scheduled and completed.`,
+next attempt is, or when it ended, and the last error. Without --state all but completed ones:
+discarded and cancelled ones gave up; available, scheduled, retryable and running ones have not yet.`,
 		Example: "  worker jobs list\n  worker jobs list --kind email --state discarded\n  worker jobs list --json | jq -r .error | sort | uniq -c | sort -rn",
 		Args:    cobra.NoArgs,
 		RunE: withJobs(func(ctx context.Context, cmd *cobra.Command, q *jobQueue, _ []string) error {
@@ -148,7 +149,7 @@ retryable ones; others are available, pending, running, scheduled and completed.
 		}),
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.states, "state", nil, "states, with commas (default: discarded, cancelled, retryable)")
+	flags.StringSliceVar(&f.states, "state", nil, "states, with commas (default: all but completed)")
 	flags.StringVar(&f.kind, "kind", "", "only jobs of this kind, such as email")
 	flags.StringVar(&f.queue, "queue", "", "only jobs of this queue")
 	flags.IntVar(&limit, "limit", 50, "at most so many, the newest first")
@@ -157,7 +158,7 @@ retryable ones; others are available, pending, running, scheduled and completed.
 }
 
 func (q *jobQueue) list(ctx context.Context, cmd *cobra.Command, f *jobFilter, limit int, asJSON bool) error {
-	states := f.chosen(repeated)
+	states := f.chosen(unfinished)
 	result, err := q.river.JobList(ctx, f.params(states, river.SortOrderDesc, limit))
 	if err != nil {
 		return fmt.Errorf("list jobs: %w", err)
@@ -216,7 +217,7 @@ func printJobs(w io.Writer, jobs []*rivertype.JobRow) error {
 	tab := tabwriter.NewWriter(&table, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(tab, "JOB\tKIND\tSTATE\tATTEMPTS\tNEXT OR ENDED\tLAST ERROR")
 	for _, job := range jobs {
-		fmt.Fprintf(tab, "%d\t%s\t%s\t%d/%d\t%s\t%s\n", job.ID, cli.Printable(job.Kind), job.State, job.Attempt, job.MaxAttempts,
+		fmt.Fprintf(tab, "%d\t%s\t%s\t%d\t%s\t%s\n", job.ID, cli.Printable(job.Kind), job.State, job.Attempt,
 			jobTime(job).Local().Format(time.DateTime), cli.Cut(lastError(job), maxError))
 	}
 	_ = tab.Flush() // a buffer takes everything

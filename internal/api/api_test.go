@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -346,12 +347,46 @@ func TestGuessingIsLimitedByAddress(t *testing.T) {
 		t.Errorf("%v", got.header)
 	}
 	from("192.0.2.1", known).want(404, "not_found")
-	from("192.0.2.1", fresh).want(429, "rate_limited") // nobody is asked whether it is one
-	from("192.0.2.2", fresh).want(404, "not_found")
-	from("192.0.2.1", fresh).want(404, "not_found") // it has worked, so it is known
+	from("192.0.2.2", "lk_elsewhere").want(401, "unauthorized") // another address has a limit of its own
+	// A tool that goes on with a wrong token locks out no token that is new here from behind its address.
+	w.clock.advance(100 * time.Millisecond)
+	from("192.0.2.1", "lk_more").want(401, "unauthorized")
+	from("192.0.2.1", fresh).want(404, "not_found")
 	must(t, RevokeToken(w.ctx, w.owner, "known", w.clock.Now()))
 	from("192.0.2.1", known).want(401, "unauthorized")
-	from("192.0.2.1", known).want(429, "rate_limited") // it is a stranger's now
+}
+
+// A request id that somebody else's transaction holds is that request's affair: the others get their links.
+func TestHeldRequestHoldsUpNoOther(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	token := w.token("all", nil)
+	lock, err := w.owner.Begin(w.ctx)
+	must(t, err)
+	defer func() { _ = lock.Rollback(context.Background()) }()
+	_, err = lock.Exec(w.ctx, `INSERT INTO links (id, request_id, request_hash, published_at, source, stripe_customer, session, key_id, created_at, expires_at)
+		VALUES (gen_random_uuid(), 'held', decode(repeat('00', 32), 'hex'), now(), 'support', 'cus_1', '{}', 7, now(), now() + interval '1 hour')`)
+	must(t, err)
+	answers := make(chan reply, 8)
+	for i := range cap(answers) {
+		id := fmt.Sprint("free", i)
+		if i%4 == 0 {
+			id = "held"
+		}
+		go func() { answers <- w.do("POST", "/v1/links", token, request(id)) }()
+	}
+	made, refused := 0, 0
+	for range cap(answers) {
+		switch r := <-answers; r.status {
+		case 201:
+			made++
+		case 503:
+			refused++
+		}
+	}
+	if made != 6 || refused != 2 {
+		t.Errorf("%d links were made and %d refused", made, refused)
+	}
 }
 
 func TestLastUsedIsKeptToTheHour(t *testing.T) {

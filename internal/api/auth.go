@@ -28,14 +28,19 @@ const (
 // limitPolicy is that limit in the words of draft-ietf-httpapi-ratelimit-headers-10.
 var limitPolicy = fmt.Sprintf(`"token";q=%d;w=%d`, tokenBurst, tokenBurst/tokenRate)
 
+// spareRate are look-ups a second of tokens from addresses over their limit: a read by a unique index each.
+const spareRate = 100
+
 const realm = `Bearer realm="latchkey"`
 
 // guard decides who is let in. A token gets a bucket at its first use; whatever has none is a stranger's and
-// counts against its address before the database is asked, so that guessing costs nothing but a hash. An
-// address that has too many strangers does not lock out the tokens that have worked from behind it.
+// counts against its address before the database is asked. Over the limit, addresses share a few look-ups a
+// second: so guessing costs next to nothing, and a tool that goes on with a revoked token does not lock out a
+// token that is new to this process from behind the same proxy.
 type guard struct {
 	strangers *portal.Limits
-	buckets   sync.Map // *rate.Limiter by the token's hash; as many as there are tokens
+	spare     *rate.Limiter // look-ups for addresses that are over their limit
+	buckets   sync.Map      // *rate.Limiter by the token's hash; as many as there are tokens
 	first     singleflight.Group
 }
 
@@ -54,7 +59,8 @@ func (s *Server) authenticate(header http.Header, r *http.Request) (*Token, erro
 	}
 	// A burst of a token's first requests counts as one stranger. It hangs on no connection of them.
 	token, err, _ := s.guard.first.Do(string(hash[:]), func() (any, error) {
-		if after, ok := s.guard.strangers.Forged(portal.ClientIP(r, s.proxies), s.service.Store.Now()); !ok {
+		now := s.service.Store.Now()
+		if after, ok := s.guard.strangers.Forged(portal.ClientIP(r, s.proxies), now); !ok && !s.guard.spare.AllowN(now, 1) {
 			return nil, &problem{code: codeRateLimited, detail: "too many unknown tokens from this address", retryAfter: after}
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), requestTimeout)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,8 @@ func (s *Server) checkSource(body []byte, token *Token) error {
 	if req.Source == "" || token.sees(req.Source) {
 		return nil
 	}
-	return &problem{code: codeForbidden, detail: "this token makes links of these sources only: " + strings.Join(token.Sources, ", ")}
+	return &problem{code: codeForbidden, detail: "this token makes links of these sources only: " + strings.Join(token.Sources, ", "),
+		header: "WWW-Authenticate", value: realm + `, error="insufficient_scope"`}
 }
 
 // withKey puts an Idempotency-Key into a request that has no id. A body that is no JSON object stays as it
@@ -114,11 +116,7 @@ func (s *Server) get(r *http.Request, token *Token) (*answer, error) {
 
 // find finds a link by any of its ids, if it exists for the token.
 func (s *Server) find(ctx context.Context, id string, token *Token) (*portal.Link, error) {
-	link, err := s.service.Find(ctx, id)
-	if err == nil && !token.sees(link.Source) {
-		err = portal.ErrNoLink
-	}
-	return link, err
+	return s.service.Find(ctx, id, token.Sources)
 }
 
 // maxReason is the longest reason of a revocation, in characters.
@@ -143,9 +141,11 @@ func (s *Server) revoke(r *http.Request, token *Token) (*answer, error) {
 
 // readReason reads the body of a revocation, which may be missing.
 func readReason(r *http.Request) (string, error) {
-	if r.ContentLength == 0 {
+	first := bufio.NewReader(r.Body) // a proxy may send no body in chunks
+	if _, err := first.Peek(1); errors.Is(err, io.EOF) {
 		return "", nil
 	}
+	r.Body = io.NopCloser(first)
 	body, err := readJSON(r)
 	if err != nil {
 		return "", err

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
@@ -68,7 +69,7 @@ type answer struct {
 
 // New makes a server, and registers its metric.
 func New(cfg Config) *Server {
-	s := &Server{service: cfg.Service, proxies: cfg.TrustedProxies, log: cfg.Log, guard: guard{strangers: portal.NewLimits()}, mux: http.NewServeMux(),
+	s := &Server{service: cfg.Service, proxies: cfg.TrustedProxies, log: cfg.Log, guard: guard{strangers: portal.NewLimits(), spare: rate.NewLimiter(spareRate, spareRate)}, mux: http.NewServeMux(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "latchkey_api_requests_total", Help: "Requests to the HTTP API, by route."}, []string{"route", "status"})}
 	if cfg.Metrics != nil {
 		cfg.Metrics.MustRegister(s.requests)
@@ -165,6 +166,9 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, pattern string, 
 
 // markUsed keeps last_used_at, once the answer is on its way.
 func (s *Server) markUsed(w *recorder, r *http.Request, token *Token) {
+	if !token.dueMark(s.service.Store.Now()) {
+		return
+	}
 	if err := http.NewResponseController(w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return // the caller is gone
 	}
@@ -185,7 +189,7 @@ func setHeaders(h http.Header) {
 // acceptsJSON is true unless Accept excludes JSON (RFC 9110, 12.5.1): of the ranges that match it the most
 // exact one decides. What can't be read as a range excludes nothing.
 func acceptsJSON(accept []string) bool {
-	ranges := []string{"*/*", "application/*", "application/json"}
+	ranges := []string{"*/*", "application/*", "application/problem+json", "application/json"} // errors are the former
 	best, accepted := -1, true
 	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
 		media, params, err := mime.ParseMediaType(part)

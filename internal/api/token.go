@@ -143,11 +143,13 @@ func scanToken(row pgx.CollectableRow) (t Token, err error) {
 // usedEvery is how exact last_used_at is.
 const usedEvery = time.Hour
 
+// dueMark tells whether it is time to write that the token is in use.
+func (t *Token) dueMark(now time.Time) bool {
+	return t.LastUsedAt == nil || now.Sub(*t.LastUsedAt) >= usedEvery
+}
+
 // markUsed writes that a token is in use, once an hour whoever finds it due.
 func markUsed(ctx context.Context, db *pgxpool.Pool, t *Token, now time.Time) error {
-	if t.LastUsedAt != nil && now.Sub(*t.LastUsedAt) < usedEvery {
-		return nil
-	}
 	_, err := db.Exec(ctx, `UPDATE api_tokens SET last_used_at = $2 WHERE id = $1 AND (last_used_at IS NULL OR last_used_at <= $3)`,
 		t.id, now, now.Add(-usedEvery))
 	return err

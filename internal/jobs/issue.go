@@ -75,11 +75,29 @@ func messageID(stream string, seq uint64, stored time.Time) uuid.UUID {
 // of its rejection: the items may be acknowledged. After an error nothing is known to be
 // durable, and serving the same items again is right: what did take effect is found.
 func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
+	return s.issue(ctx, items, func(*portal.Tx) error { return nil })
+}
+
+// issueAtOnce is Issue for callers who wait: it does not wait long for a request id that another transaction
+// holds, or one frozen process would hold up everybody.
+func (s *Issuer) issueAtOnce(ctx context.Context, items []*Item) error {
+	return s.issue(ctx, items, func(tx *portal.Tx) error {
+		_, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`)
+		return err
+	})
+}
+
+func (s *Issuer) issue(ctx context.Context, items []*Item, begin func(*portal.Tx) error) error {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	for _, item := range items {
 		s.parse(item, now)
 	}
-	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error { return s.write(ctx, tx, items, now) })
+	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
+		if err := begin(tx); err != nil {
+			return err
+		}
+		return s.write(ctx, tx, items, now)
+	})
 	// InTx has committed: durable are links, audit rows and jobs. A crash here means a redelivery,
 	// which adds nothing.
 }

@@ -186,12 +186,12 @@ func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[SweepArgs]) error {
 	}
 }
 
-// jobErrors logs failed jobs. Arguments are ids and stay out all the same.
+// jobErrors logs failed jobs. Their arguments are ids: by an event's, 'enqueue status' finds the link.
 type jobErrors struct{ log *slog.Logger }
 
 // HandleError logs an attempt that failed; River decides on the next one.
 func (h *jobErrors) HandleError(_ context.Context, job *rivertype.JobRow, err error) *river.ErrorHandlerResult {
-	h.log.Error("job failed", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "max_attempts", job.MaxAttempts, "error", err)
+	h.log.Error("job failed", "job_id", job.ID, "job_kind", job.Kind, "attempt", job.Attempt, "args", string(job.EncodedArgs), "error", err)
 	return nil
 }
 

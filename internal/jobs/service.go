@@ -47,11 +47,11 @@ type Service struct {
 
 // NewService makes the service; what answers by another way than NATS uses its methods.
 func NewService(issuer *Issuer, store *portal.Store, log *slog.Logger) *Service {
-	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.Issue, Most: serviceInFlight}}
+	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight}}
 }
 
-// GetRequest asks for a link by its id, its request's id, or a click's (the reference on an error
-// page).
+// GetRequest asks for a link by its id, its request's id, a click's (the reference on an error page) or an
+// event's.
 type GetRequest struct {
 	ID string `json:"id"`
 }
@@ -181,7 +181,7 @@ func Explain(err error) (code, text string) {
 	case errors.As(err, &rejection):
 		return string(rejection.Code), rejection.Reason
 	case errors.Is(err, portal.ErrNoLink):
-		return CodeNotFound, "no link, request or click has this id"
+		return CodeNotFound, "no link, request, click or event has this id"
 	case errors.Is(err, portal.ErrRevocation), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
 	case portal.RefusesValue(err):
@@ -238,10 +238,10 @@ func (s *Service) answerGet(ctx context.Context, body []byte) (any, error) {
 	return s.Get(ctx, r.ID)
 }
 
-// Get tells of a link by its id, its request's id, or a click's, and of a rejected request by its id. It
+// Get tells of a link by its id, its request's id, a click's or an event's, and of a rejected request by its id. It
 // returns portal.ErrNoLink where there is none of these.
 func (s *Service) Get(ctx context.Context, id string) (*Status, error) {
-	link, err := s.Find(ctx, id)
+	link, err := s.Find(ctx, id, nil)
 	if errors.Is(err, portal.ErrNoLink) {
 		return s.rejected(ctx, id)
 	}
@@ -274,15 +274,15 @@ func (s *Service) linkStatus(link *portal.Link) *LinkStatus {
 // timelineRows bounds an answer; the audit itself has all.
 const timelineRows = 200
 
-// Find looks an id up as a link's, a click's and a request's. It returns portal.ErrNoLink where it is none
-// of these.
-func (s *Service) Find(ctx context.Context, id string) (*portal.Link, error) {
-	where, args := `request_id = $1`, []any{id}
-	if u, err := uuid.Parse(id); err == nil {
-		where, args = `id = $1 OR id = (SELECT link_id FROM clicks WHERE id = $1) OR request_id = $2
-			ORDER BY id = $1 DESC`, []any{u, id} // a request may bear another link's id; the link's own comes first
+// Find looks an id up as a link's, a click's, an event's and a request's, among links of the given sources (nil:
+// of all). It returns portal.ErrNoLink where it is none of these.
+func (s *Service) Find(ctx context.Context, id string, sources []string) (*portal.Link, error) {
+	where, args := `request_id = $1 AND ($2::text[] IS NULL OR source = ANY($2)) LIMIT 1`, []any{id, sources}
+	if u, err := uuid.Parse(id); err == nil { // a request may bear another's id, so it comes last
+		where, args = `(id = $3 OR id = (SELECT link_id FROM clicks WHERE id = $3) OR id = (SELECT link_id FROM audit_events WHERE id = $3) OR request_id = $1)
+			AND ($2::text[] IS NULL OR source = ANY($2)) ORDER BY id = $3 DESC, request_id = $1 LIMIT 1`, []any{id, sources, u}
 	}
-	links, err := portal.LoadLinks(ctx, s.Store.Pool, where+` LIMIT 1`, args...)
+	links, err := portal.LoadLinks(ctx, s.Store.Pool, where, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -294,14 +294,19 @@ func (s *Service) Find(ctx context.Context, id string) (*portal.Link, error) {
 
 // rejected finds what became of a request that has no link.
 func (s *Service) rejected(ctx context.Context, requestID string) (*Status, error) {
-	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `kind = 'request.rejected' AND request_id = $2`, requestID)
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE kind = 'request.rejected' AND request_id = $2
+		ORDER BY at DESC LIMIT $3)`, requestID, timelineRows)
 	if err != nil {
 		return nil, err
 	}
 	if len(rows) == 0 {
 		return nil, portal.ErrNoLink
 	}
-	return &Status{Timeline: timeline(rows)}, nil
+	var total int
+	if err := s.Store.Pool.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE kind = 'request.rejected' AND request_id = $1`, requestID).Scan(&total); err != nil {
+		return nil, fmt.Errorf("count audit rows: %w", err)
+	}
+	return &Status{Timeline: timeline(rows), Omitted: max(0, total-len(rows))}, nil
 }
 
 func timeline(rows []portal.AuditEvent) []Happening {

@@ -79,7 +79,7 @@ func (w *webhookWorker) Work(ctx context.Context, job *river.Job[WebhookArgs]) e
 	if !ok {
 		return skip
 	}
-	err = w.post(ctx, place, d.URL, d.row)
+	err = w.post(ctx, place, d.URL, d.row, false)
 	retry, final := w.judge(ctx, job, err)
 	switch {
 	case err == nil:
@@ -104,7 +104,7 @@ func (w *webhookWorker) workSubscription(ctx context.Context, job *river.Job[Web
 	if len(rows) == 0 {
 		return river.JobCancel(errors.New("its audit row is gone: was the database restored from a dump without it?"))
 	}
-	err = w.post(ctx, place, w.subscriptions[i].URL, rows[0])
+	err = w.post(ctx, place, w.subscriptions[i].URL, rows[0], true)
 	retry, final := w.judge(ctx, job, err)
 	if final {
 		return river.JobCancel(err)
@@ -118,8 +118,9 @@ var errDisabled = errors.New("the target failed for days and is disabled; mend i
 // errNotTried is of a post that did not come about because the database did not answer.
 var errNotTried = errors.New("not posted")
 
-// post sends a row's event, unless its target is disabled, and keeps account of the target.
-func (w *webhookWorker) post(ctx context.Context, place *notify.Place, target string, row portal.EventRow) error {
+// post sends a row's event, unless its target is disabled, and keeps account of the target. A subscription's that
+// is gone is disabled at once; a link's own mostly was for that link alone.
+func (w *webhookWorker) post(ctx context.Context, place *notify.Place, target string, row portal.EventRow, subscribed bool) error {
 	disabled, err := w.deliveries.targetDisabled(ctx, target)
 	switch {
 	case err != nil:
@@ -141,7 +142,7 @@ func (w *webhookWorker) post(ctx context.Context, place *notify.Place, target st
 	case posted == nil:
 		err = w.deliveries.targetWorks(ctx, target)
 	case errors.As(posted, &refused) && ctx.Err() == nil:
-		err = w.deliveries.targetFails(ctx, target, row, refused.Gone())
+		err = w.deliveries.targetFails(ctx, target, row, subscribed && refused.Gone())
 	}
 	if err != nil { // the account is not worth another post
 		w.deliveries.log.Warn("the state of a webhook's target is not written down", "error", err)

@@ -300,16 +300,25 @@ func TestWebhookTargetIsDisabledAfterDays(t *testing.T) {
 	}
 }
 
-// 410 means never again.
+// 410 means never again: for a link's own target that link's delivery, for a subscription's all.
 func TestWebhookTargetThatIsGone(t *testing.T) {
 	t.Parallel()
-	w := setup(t).withWebhooks()
-	target := newReceiver(t, 410)
+	target := newReceiver(t, 410, 410)
+	w := setup(t).withWebhooks(Subscription{URL: target.URL + "/all"})
 	link := w.issue(webhookRequest("r1", target.URL))
 	must(t, w.webhookWorker().Work(w.ctx, w.webhookJob(t, link, 1)))
 	w.wantOutcome(link.ID, portal.LinkDeliveryFailed, `{"attempts":1,"channel":"webhook","error":"the target answered 410","http_status":410}`)
-	if w.count(`SELECT count(*) FROM webhook_targets WHERE disabled_at IS NOT NULL`) != 1 {
-		t.Error("it is not disabled")
+	disabled := func() int { return w.count(`SELECT count(*) FROM webhook_targets WHERE disabled_at IS NOT NULL`) }
+	if disabled() != 0 {
+		t.Error("a link's own target is disabled")
+	}
+	worker := w.webhookWorker()
+	worker.subscriptions = []Subscription{{URL: target.URL + "/all"}}
+	job := w.webhookJob(t, link, 1)
+	job.Args = worker.subscriptions[0].args(job.Args.Event)
+	var cancel *river.JobCancelError
+	if err := worker.Work(w.ctx, job); !errors.As(err, &cancel) || disabled() != 1 {
+		t.Errorf("a subscription's: %v, %d disabled", err, disabled())
 	}
 }
 
