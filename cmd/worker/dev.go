@@ -122,7 +122,7 @@ func (d *dev) configure() error {
 // keptKeys makes a signing key at the first start and keeps it, so that the links of the last run
 // still work.
 func (d *dev) keptKeys() (string, error) {
-	path := filepath.Join(d.dir, "link_keys")
+	path := d.keysPath()
 	content, err := os.ReadFile(path)
 	if err == nil {
 		return strings.TrimSpace(string(content)), nil
@@ -307,9 +307,12 @@ func (d *dev) completeConfig() error {
 	set(&d.cfg.ReturnURL, d.page.Start+"/returned")
 	set(&d.cfg.BrandName, "Latchkey dev")
 	set(&d.cfg.MailFrom, "Latchkey dev <billing@example.com>")
-	if d.cfg.WebhookSecrets == "" {
-		d.cfg.WebhookSecrets, d.cfg.WebhookPrivate = devWebhookSecret, true
-		d.page.WebhookSecret = devWebhookSecret
+	set(&d.cfg.WebhookSecrets, devWebhookSecret)
+	d.cfg.WebhookPrivate = true // who tries webhooks has the target on this machine
+	d.page.WebhookSecret = strings.Split(d.cfg.WebhookSecrets, ",")[0]
+	if kept, err := os.ReadFile(d.keysPath()); d.page.Simulator != "" && d.catcher != nil && err == nil && strings.TrimSpace(string(kept)) == d.cfg.LinkKeys {
+		d.page.Check = fmt.Sprintf("STRIPE_API_KEY=%s STRIPE_API_BASE=%s LINK_BASE_URL=%s LINK_KEYS_FILE=%s SMTP_URL=%s MAIL_FROM=billing@example.com",
+			d.cfg.StripeAPIKey, d.cfg.StripeAPIBase, d.cfg.LinkBaseURL, d.keysPath(), d.cfg.SMTPURL) // nothing of the user's own
 	}
 	if len(d.cfg.ReturnURLHosts) == 0 {
 		d.cfg.ReturnURLHosts = []string{strings.TrimPrefix(d.page.Start, "http://"), "app.example.com"}
@@ -326,7 +329,7 @@ func (d *dev) completeConfig() error {
 func (d *dev) samples(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	links, err := sendSamples(ctx, d.cfg)
+	links, err := sendSamples(ctx, d.cfg, d.catcher != nil)
 	if err != nil {
 		return fmt.Errorf("the samples did not get through: %w", err)
 	}
@@ -351,6 +354,8 @@ func writeWhole(path string, content []byte) error {
 	}
 	return os.Rename(path+".new", path)
 }
+
+func (d *dev) keysPath() string { return filepath.Join(d.dir, "link_keys") }
 
 func (d *dev) statePath() string { return filepath.Join(d.dir, "dev.json") }
 

@@ -22,7 +22,8 @@ var devPageTemplate = template.Must(template.New("dev").Parse(devPageHTML))
 type devPage struct {
 	Start, Click, Admin, Simulator, Mail, SMTP, NATS, Postgres string
 	OwnStripe                                                  bool
-	WebhookSecret                                              string // "" where WEBHOOK_SECRETS has the user's own
+	WebhookSecret                                              string
+	Check                                                      string // settings that 'worker check' needs to try this run
 	OwnPostgres                                                string // what DATABASE_URL names; empty = dev's own
 	Data                                                       string // where dev's own Postgres keeps its data
 
@@ -45,6 +46,7 @@ type devState struct {
 	MailCatcher string   `json:"mail_catcher,omitempty"`
 	SMTP        string   `json:"smtp,omitempty"`
 	NATS        string   `json:"nats"`
+	Webhooks    string   `json:"webhook_secret"`
 	Database    string   `json:"database,omitempty"`
 	PID         int      `json:"pid"`
 	Samples     []sample `json:"samples"`
@@ -53,7 +55,7 @@ type devState struct {
 func (p *devPage) state() devState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return devState{p.Start, p.Click, p.Admin, p.Simulator, p.Mail, p.SMTP, p.NATS, p.Postgres, os.Getpid(), p.samples}
+	return devState{p.Start, p.Click, p.Admin, p.Simulator, p.Mail, p.SMTP, p.NATS, p.WebhookSecret, p.Postgres, os.Getpid(), p.samples}
 }
 
 // tool is a command to try next.
@@ -64,9 +66,9 @@ func (p *devPage) tools(samples []sample) []tool {
 	if len(samples) == 0 {
 		return nil
 	}
-	run, env := "enqueue", ""
+	run, worker, env := "enqueue", "worker", ""
 	if exe, err := os.Executable(); err == nil && strings.Contains(filepath.ToSlash(exe), "/go-build") {
-		run = "go run ./cmd/enqueue"
+		run, worker = "go run ./cmd/enqueue", "go run ./cmd/worker"
 	}
 	if p.NATS != fmt.Sprintf("nats://%s:%d", loopback, devNATSPort) && strings.HasPrefix(p.NATS, "nats://") {
 		env = "NATS_URL=" + p.NATS + " "
@@ -78,12 +80,19 @@ func (p *devPage) tools(samples []sample) []tool {
 	}
 	tools := []tool{
 		{"a link for a customer", run + " link --customer " + customer + " --flow payment_method_update --wait"},
+		{"the same, mailed", run + " link --customer " + customer + " --email you@customer.example --template payment_failed --data name=Jo"},
 		{"everything that happens, as it happens", run + " watch"},
 		{"what became of a link", run + " status " + samples[0].RequestID},
 		{"end a campaign's links", run + " revoke --campaign dev-card-expiry --reason 'a try'"},
 	}
 	if p.Postgres != "" {
-		tools = append(tools, tool{"the audit", "psql '" + p.Postgres + "' -c 'SELECT at, kind, request_id, detail FROM audit_events ORDER BY at'"})
+		database := "DATABASE_URL='" + p.Postgres + "' "
+		if p.Check != "" {
+			tools = append(tools, tool{"what an operator asks first", database + env + p.Check + " " + worker + " check"})
+		}
+		tools = append(tools, tool{"a token of the HTTP API, and a link by it", "TOKEN=$(" + database + worker + " tokens new --name me)\n  curl -sS " + p.Admin +
+			"/v1/links -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{\"id\": \"a-try\", \"source\": \"support\", \"session\": {\"customer\": \"" + customer + "\"}}'"},
+			tool{"the audit", "psql '" + p.Postgres + "' -c 'SELECT at, kind, request_id, detail FROM audit_events ORDER BY at'"})
 	}
 	return tools
 }

@@ -60,6 +60,7 @@ func newTokensNewCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "who uses it, [A-Za-z0-9._-]{1,100}; stands in the audit where it revokes (required)")
+	_ = cmd.MarkFlagRequired("name")
 	cmd.Flags().StringSliceVar(&scopes, "scope", []string{"create", "read", "revoke"}, "what it may do")
 	cmd.Flags().StringSliceVar(&sources, "source", nil, "links of which sources it may make, see and revoke (default: of all)")
 	return cmd

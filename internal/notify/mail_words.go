@@ -73,7 +73,7 @@ func (m *MailView) say(template string, w *locale.Words) {
 		m.SentBy = fill(w.Get("footer.sent_by"), "brand", m.Brand)
 	}
 	if m.Date != "" {
-		m.Until = fill(w.Get("link.works_until"), "date", m.Date)
+		m.Until = fill(fill(w.Get("link.works_until"), "date", m.Date), "time", m.Time)
 	}
 	m.Personal, m.Copy, m.Support = w.Get("link.personal"), w.Get("link.copy"), w.Get("footer.support")
 }

@@ -56,8 +56,9 @@ type MailView struct {
 	Message   string // the main paragraph, with line breaks: data's message, or ours
 	Button    string // the button's label: data's button, or ours
 	URL       string // of the link
-	Date      string // the last day on which the link works, in UTC and the locale's long form
-	Until     string // a sentence with Date
+	Date      string // the day on which the link ends, in UTC and the locale's long form
+	Time      string // when on that day, in UTC and the locale's short form
+	Until     string // a sentence with Date and Time
 	Copy      string // asks to copy the address where the button does not work
 	Personal  string // asks not to forward the mail
 	SentBy    string // why there is a mail
@@ -174,7 +175,7 @@ func (t *Templates) Render(name, tag string, link MailLink, data map[string]any)
 	m := t.look
 	m.Locale, m.URL, m.Data = w.Locale, link.URL, values(data)
 	if !link.ExpiresAt.IsZero() {
-		m.Date = w.Date(link.ExpiresAt)
+		m.Date, m.Time = w.Date(link.ExpiresAt), w.Clock(link.ExpiresAt)
 	}
 	m.say(name, w)
 	out := map[string]string{}

@@ -137,7 +137,7 @@ func TestMailLocales(t *testing.T) {
 	if mail := must1(t)(templates.Render("generic", "en", notify.MailLink{URL: mailLink.URL}, nil)); strings.Contains(mail.Text, "works until") || strings.Contains(mail.HTML, "0001") {
 		t.Errorf("a link without an end has one:\n%s", mail.Text)
 	}
-	if !strings.Contains(english.Text, "until December 1, 2026.") { // in UTC
+	if !strings.Contains(english.Text, "until December 1, 2026, 12:30 AM UTC.") {
 		t.Errorf("the date is another:\n%s", english.Text)
 	}
 }
