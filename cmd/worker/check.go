@@ -114,10 +114,24 @@ func (c *checkup) stripe(ctx context.Context, cfg *Config) {
 	c.line("portal configuration", withRemedy(s.CheckConfiguration(ctx)), "a default one is saved")
 }
 
+// off is a channel that is not configured, which is not fine where deliveries wait for it.
+func (c *checkup) off(ctx context.Context, cfg *Config, channel, setting string) {
+	var waiting int
+	pool, err := openPool(ctx, cfg.DatabaseURL)
+	if err == nil {
+		err = pool.QueryRow(ctx, `SELECT count(*) FROM river_job WHERE kind = $1 AND finalized_at IS NULL`, channel).Scan(&waiting)
+		pool.Close()
+	}
+	if err == nil && waiting > 0 {
+		err = fmt.Errorf("%d deliveries wait, and %s is not set; set it, or 'worker jobs cancel' them", waiting, setting)
+	}
+	c.line(channel, err, "off: "+setting+" is not set")
+}
+
 // webhooks names the targets that nothing is sent to any more, and those on the way there.
 func (c *checkup) webhooks(ctx context.Context, cfg *Config) {
 	if cfg.webhooks == nil {
-		c.line("webhooks", nil, "off: WEBHOOK_SECRETS is not set")
+		c.off(ctx, cfg, "webhook", "WEBHOOK_SECRETS")
 		return
 	}
 	var targets []jobs.FailingTarget
@@ -141,7 +155,7 @@ func (c *checkup) webhooks(ctx context.Context, cfg *Config) {
 	if len(failing) > 0 {
 		fine += "; tried again: " + strings.Join(failing, ", ")
 	}
-	c.line("webhooks", err, fine)
+	c.line("webhook", err, fine)
 }
 
 func withRemedy(err error) error {

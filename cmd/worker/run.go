@@ -256,7 +256,7 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 // they belong to, which do.
 func openJobPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { cfg.MaxConns = min(cfg.MaxConns, jobPoolSize) },
-		map[string]string{"synchronous_commit": "off"})
+		map[string]string{"synchronous_commit": "off", "lock_timeout": "'5s'"}) // nobody's row may stop the publishing
 }
 
 // openAppPool opens a pool under the worker's role, with settings for each session. They are SET,

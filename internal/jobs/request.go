@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/mail"
-	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -91,8 +89,6 @@ var (
 	campaignPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,100}$`)
 	accountPattern  = regexp.MustCompile(`^acct_[A-Za-z0-9]{1,200}$`)
 	templatePattern = regexp.MustCompile(`^[a-z0-9_]{1,40}$`)
-	// A header holds it between angle brackets.
-	listUnsubscribePattern = regexp.MustCompile(`^[!-;=?-~]+$`)
 )
 
 // ValidSource tells whether a source can be one; it is a token of the subject too.
@@ -424,11 +420,10 @@ func (d *Delivery) check(at string, rules Rules) error {
 }
 
 func (d *Delivery) checkEmail(at string) error {
-	addr, err := mail.ParseAddress(d.To)
 	switch {
 	case d.To == "":
 		return field(at+".to", "is required", "")
-	case err != nil || addr.Name != "" || addr.Address != d.To || len(d.To) > 254:
+	case notify.CheckRecipient(d.To) != nil:
 		return field(at+".to", "must be a mail address without a display name", characters(d.To))
 	case d.URL != "":
 		return field(at+".url", "goes with channel webhook only", "channel email")
@@ -436,10 +431,10 @@ func (d *Delivery) checkEmail(at string) error {
 		return field(at+".template", "must match [a-z0-9_]{1,40}", characters(d.Template))
 	case len(d.Data) > 0 && d.Data.Kind() != '{':
 		return field(at+".data", "must be an object", kindName(d.Data.Kind()))
-	}
-	if u, err := url.Parse(d.ListUnsubscribe); d.ListUnsubscribe != "" && (err != nil || len(d.ListUnsubscribe) > 900 || !listUnsubscribePattern.MatchString(d.ListUnsubscribe) ||
-		!(u.Scheme == "https" && u.Host != "" || u.Scheme == "mailto" && u.Opaque != "")) {
-		return field(at+".list_unsubscribe", "must be an https or mailto URI of at most 900 ASCII characters", characters(d.ListUnsubscribe))
+	case d.ListUnsubscribe != "":
+		if err := notify.CheckUnsubscribe(d.ListUnsubscribe); err != nil {
+			return field(at+".list_unsubscribe", err.Error(), characters(d.ListUnsubscribe))
+		}
 	}
 	return nil
 }

@@ -98,6 +98,17 @@ func newSender(from string) (*sender, error) {
 
 func (s *sender) messageID(deliveryID string) string { return deliveryID + "@" + s.domain }
 
+// CheckRecipient tells whether a mail can be addressed to it: an address (RFC 5322's addr-spec) without display
+// name or comment, that some server may take.
+func CheckRecipient(to string) error {
+	a, err := netmail.ParseAddress(to)
+	if err != nil || a.Name != "" || a.Address != to || len(to) > maxAddress {
+		return errors.New("must be a mail address without a display name")
+	}
+	_, err = parseAddress(to)
+	return err
+}
+
 // parseAddress reads an address with or without a display name, and puts its domain into A-labels.
 func parseAddress(raw string) (*netmail.Address, error) {
 	if len(raw) > 4*maxAddress {
@@ -150,18 +161,26 @@ func headerLine(s string) string {
 	return strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "\uFFFD"), func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ")
 }
 
+// CheckUnsubscribe tells whether a URI can stand in List-Unsubscribe.
+func CheckUnsubscribe(uri string) error {
+	u, err := url.Parse(uri)
+	bad := err != nil || len(uri) > maxURI || strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r > '~' || r == '<' || r == '>' })
+	if bad || (u.Scheme != "mailto" || u.Opaque == "") && (u.Scheme != "https" || u.Host == "") {
+		return fmt.Errorf("must be an https or mailto URI of at most %d ASCII characters", maxURI)
+	}
+	return nil
+}
+
 // unsubscribe sets RFC 2369's field and, for https, RFC 8058's.
 func unsubscribe(msg *mail.Msg, uri string) error {
 	if uri == "" {
 		return nil
 	}
-	u, err := url.Parse(uri)
-	bad := err != nil || len(uri) > maxURI || strings.ContainsFunc(uri, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`<>"\`, r) })
-	if bad || (u.Scheme != "mailto" || u.Opaque == "") && (u.Scheme != "https" || u.Host == "") {
-		return &MailError{EnhancedStatus: "5.6.0", words: "ListUnsubscribe must be an https or mailto URI"}
+	if err := CheckUnsubscribe(uri); err != nil {
+		return &MailError{EnhancedStatus: "5.6.0", words: "ListUnsubscribe " + err.Error()}
 	}
 	msg.SetGenHeaderPreformatted(mail.HeaderListUnsubscribe, "<"+uri+">")
-	if u.Scheme == "https" {
+	if strings.HasPrefix(strings.ToLower(uri), "https:") {
 		msg.SetGenHeader(mail.HeaderListUnsubscribePost, "List-Unsubscribe=One-Click")
 	}
 	return nil
