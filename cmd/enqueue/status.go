@@ -24,12 +24,12 @@ func newStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status ID",
 		Short: "Tell the state and the timeline of a link",
-		Long: `ID is a request's id, a link's id, or the reference number of an error page. The link's URL is not
+		Long: `ID is a request's id, a link's id, an event's id, or the reference number of an error page. The link's URL is not
 shown: a status gets pasted into tickets. To get the URL, ask again with the same request.`,
 		Example: "  enqueue status in_1PqR-attempt-2\n  enqueue status 0193a1f0-… --json",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
-				return errors.New("takes one ID: a request's, a link's, or the reference of an error page")
+				return errors.New("takes one ID: a request's, a link's, an event's, or the reference of an error page")
 			}
 			return nil
 		},
