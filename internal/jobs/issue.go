@@ -335,6 +335,8 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 	return nil
 }
 
+var noDetail = []byte("{}")
+
 // appendAudit writes the batch's audit rows, those of new links under ids, a job for each delivery of a new
 // link, and one that publishes the events of repeats.
 func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids portal.IDRange, now time.Time) error {
@@ -357,13 +359,15 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids 
 		default:
 			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
 			fresh = append(fresh, e)
-			rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: []byte("{}"), Link: item.Link})
+			if s.HandOver != nil {
+				rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: noDetail, Link: item.Link})
+			}
 			deliver = append(deliver, deliveryJobs(e.ID, item.Request)...)
 			continue
 		}
 		derived = append(derived, e)
 	}
-	if len(rows) > 0 && s.HandOver != nil {
+	if len(rows) > 0 {
 		s.HandOver(ids, rows)
 	}
 	if len(deliver) > 0 {
