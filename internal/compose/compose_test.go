@@ -15,6 +15,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	"go.uber.org/goleak"
 
+	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
 
@@ -109,6 +110,25 @@ func TestSimulatorIsOnTheWorkersLoopback(t *testing.T) {
 	}
 	if !slices.ContainsFunc(worker.Ports, published) {
 		t.Errorf("the worker does not publish the simulator's port %s", u.Port())
+	}
+}
+
+// Mails leave without TLS to loopback only, so the catcher is there too.
+func TestMailCatcherIsOnTheWorkersLoopback(t *testing.T) {
+	t.Parallel()
+	project := load(t)
+	worker := project.Services["worker"]
+	if mode := project.Services["mailpit"].NetworkMode; mode != "service:worker" {
+		t.Errorf("the mail catcher's network_mode is %q", mode)
+	}
+	mailer, err := notify.NewMailer(notify.MailerConfig{URL: env(worker, "SMTP_URL"), From: env(worker, "MAIL_FROM")})
+	if err != nil || mailer.Server() != "localhost:1025" {
+		t.Errorf("SMTP_URL does not lead to it (%v)", err)
+	}
+	for _, port := range []string{"1025", "8025"} {
+		if !slices.ContainsFunc(worker.Ports, func(p types.ServicePortConfig) bool { return p.Published == port }) {
+			t.Errorf("the worker does not publish the mail catcher's port %s", port)
+		}
 	}
 }
 
