@@ -220,9 +220,7 @@ func TestEmailCrashes(t *testing.T) {
 				}
 			}
 			w.startRiver()
-			w.eventually("the job's end", func() bool {
-				return w.count(`SELECT count(*) FROM river_job WHERE kind = 'email' AND state = 'completed'`) == 1
-			})
+			w.jobEnds("email")
 			w.wantOutcome(link.ID, portal.LinkDelivered, fmt.Sprintf(`{"attempts":%d,"channel":"email"}`, c.attempts))
 			mails, _ := server.got()
 			if len(mails) != c.mails {
