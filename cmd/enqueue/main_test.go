@@ -88,7 +88,7 @@ func deploy(t *testing.T) *deployment {
 	ctx, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = jobs.NewIntake(js, issuer, log, nil).Run(ctx) })
-	parts.Go(func() { _ = service.Serve(ctx, nc, cli.Version) })
+	parts.Go(func() { _ = service.Serve(ctx, nc, cli.Version, func() {}) })
 	check(t, queue.Start(context.Background()))
 	t.Cleanup(func() {
 		stop()

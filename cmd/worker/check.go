@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
@@ -32,6 +33,7 @@ default portal configuration, the public URL and the mail server. Changes nothin
 				return err
 			}
 			c := &checkup{cmd: cmd}
+			defer c.close()
 			c.database(cmd.Context(), cfg)
 			c.nats(cmd.Context(), cfg)
 			c.stripe(cmd.Context(), cfg)
@@ -49,6 +51,7 @@ default portal configuration, the public URL and the mail server. Changes nothin
 // checkup prints a line for each thing it tried.
 type checkup struct {
 	cmd    *cobra.Command
+	app    *pgxpool.Pool // under the worker's role; nil where that failed
 	failed bool
 }
 
@@ -74,10 +77,9 @@ func (c *checkup) database(ctx context.Context, cfg *Config) {
 		err = fmt.Errorf("is Postgres %d; 14 or newer is needed", version)
 	}
 	c.line("database", err, fmt.Sprintf("Postgres %d", version))
-	app, err := openPool(ctx, cfg.DatabaseURL)
+	c.app, err = openPool(ctx, cfg.DatabaseURL)
 	if err == nil {
-		err = migrations.CheckRights(ctx, app)
-		app.Close()
+		err = migrations.CheckRights(ctx, c.app)
 	}
 	c.line("schema", err, "up to date; the worker's role can be taken")
 }
@@ -114,13 +116,20 @@ func (c *checkup) stripe(ctx context.Context, cfg *Config) {
 	c.line("portal configuration", withRemedy(s.CheckConfiguration(ctx)), "a default one is saved")
 }
 
+var errNoDatabase = errors.New("can't be told without the database")
+
+func (c *checkup) close() {
+	if c.app != nil {
+		c.app.Close()
+	}
+}
+
 // off is a channel that is not configured, which is not fine where deliveries wait for it.
-func (c *checkup) off(ctx context.Context, cfg *Config, channel, setting string) {
+func (c *checkup) off(ctx context.Context, channel, setting string) {
 	var waiting int
-	pool, err := openPool(ctx, cfg.DatabaseURL)
-	if err == nil {
-		err = pool.QueryRow(ctx, `SELECT count(*) FROM river_job WHERE kind = $1 AND finalized_at IS NULL`, channel).Scan(&waiting)
-		pool.Close()
+	err := errNoDatabase
+	if c.app != nil {
+		err = c.app.QueryRow(ctx, `SELECT count(*) FROM river_job WHERE kind = $1 AND finalized_at IS NULL`, channel).Scan(&waiting)
 	}
 	if err == nil && waiting > 0 {
 		err = fmt.Errorf("%d deliveries wait, and %s is not set; set it, or 'worker jobs cancel' them", waiting, setting)
@@ -131,14 +140,13 @@ func (c *checkup) off(ctx context.Context, cfg *Config, channel, setting string)
 // webhooks names the targets that nothing is sent to any more, and those on the way there.
 func (c *checkup) webhooks(ctx context.Context, cfg *Config) {
 	if cfg.webhooks == nil {
-		c.off(ctx, cfg, "webhook", "WEBHOOK_SECRETS")
+		c.off(ctx, "webhook", "WEBHOOK_SECRETS")
 		return
 	}
 	var targets []jobs.FailingTarget
-	pool, err := openPool(ctx, cfg.DatabaseURL)
-	if err == nil {
-		targets, err = jobs.FailingTargets(ctx, pool)
-		pool.Close()
+	err := errNoDatabase
+	if c.app != nil {
+		targets, err = jobs.FailingTargets(ctx, c.app)
 	}
 	var disabled, failing []string
 	for _, t := range targets {

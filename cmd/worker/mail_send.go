@@ -110,7 +110,7 @@ func loadMailWay() (mailer *notify.Mailer, linkBase string, err error) {
 // email is the check of the way mails go out.
 func (c *checkup) email(ctx context.Context, cfg *Config) {
 	if cfg.SMTPURL == "" {
-		c.off(ctx, cfg, "email", "SMTP_URL")
+		c.off(ctx, "email", "SMTP_URL")
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)

@@ -187,7 +187,9 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	defer stopIntake()
 	if cfg.has(roleIntake) {
 		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
-		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version) })
+		up := make(chan struct{})
+		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version, func() { close(up) }) })
+		r.await(ctx, up)
 	}
 	if cfg.has(roleJobs) {
 		if err := role.river.Start(context.WithoutCancel(ctx)); err != nil {
@@ -396,6 +398,16 @@ func (r *running) start(name string, f func() error) {
 			r.failed <- fmt.Errorf("%s: %w", name, err)
 		}
 	})
+}
+
+// await returns when a part is up, so that who is told that the service is ready may ask it, or will not be.
+func (r *running) await(ctx context.Context, up <-chan struct{}) {
+	select {
+	case <-up:
+	case <-ctx.Done():
+	case err := <-r.failed:
+		r.failed <- err // untilDone's
+	}
 }
 
 func (r *running) serve(name string, srv *http.Server, l net.Listener) {

@@ -72,7 +72,7 @@ type delivery struct {
 
 	id   uuid.UUID // stable, and the id of the audit row of its outcome: so it can have only one
 	row  portal.EventRow
-	link *portal.Link
+	link *portal.Link // the row's, with Locale and RevokedAt
 }
 
 // deliveryID derives it from the row that issued the link. Its first 48 bits are that row's time, as in
@@ -110,14 +110,12 @@ func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*deliver
 	if len(rows) == 0 || rows[0].Link == nil {
 		return nil, portal.ErrNoLink
 	}
-	d := &delivery{id: deliveryID(event, n), row: rows[0]}
-	if d.link, err = portal.LoadLink(ctx, s.pool, d.row.LinkID); err != nil {
-		return nil, err
-	}
+	d := &delivery{id: deliveryID(event, n), row: rows[0], link: rows[0].Link}
 	var entry []byte
 	var ended bool
-	err = s.pool.QueryRow(ctx, `SELECT deliver->$2::int, EXISTS (SELECT FROM audit_events WHERE id = $3) FROM links WHERE id = $1`,
-		d.row.LinkID, n, d.id).Scan(&entry, &ended)
+	var revoked *time.Time
+	err = s.pool.QueryRow(ctx, `SELECT deliver->$2::int, EXISTS (SELECT FROM audit_events WHERE id = $3), revoked_at, coalesce(session->>'locale', '')
+		FROM links WHERE id = $1`, d.row.LinkID, n, d.id).Scan(&entry, &ended, &revoked, &d.link.Locale)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("read a delivery: %w", err)
@@ -125,6 +123,9 @@ func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*deliver
 		return nil, errDelivered
 	case len(entry) == 0:
 		return nil, portal.ErrNoLink
+	}
+	if revoked != nil {
+		d.link.RevokedAt = *revoked
 	}
 	if err := json.Unmarshal(entry, &d.Delivery); err != nil {
 		return nil, fmt.Errorf("read a delivery: %w", err)

@@ -33,6 +33,7 @@ const (
 const (
 	serviceInFlight = 64
 	serviceTimeout  = 30 * time.Second
+	serviceStart    = 10 * time.Second
 	serviceStop     = 5 * time.Second // what a stop leaves to requests in flight
 )
 
@@ -89,8 +90,9 @@ type RevokeResponse struct {
 	Revoked int `json:"revoked"`
 }
 
-// Serve answers until ctx ends, then lets requests in flight end.
-func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string) error {
+// Serve answers until ctx ends, then lets requests in flight end. It calls up once the server knows the
+// endpoints: who asks from then on is answered.
+func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string, up func()) error {
 	srv, err := micro.AddService(nc, micro.Config{
 		Name:        ServiceName,
 		Version:     version,
@@ -126,6 +128,10 @@ func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string) erro
 			return fmt.Errorf("micro endpoint %s: %w", name, errors.Join(err, srv.Stop()))
 		}
 	}
+	if err := nc.FlushTimeout(serviceStart); err != nil {
+		return fmt.Errorf("micro service: NATS does not answer: %w", errors.Join(err, srv.Stop()))
+	}
+	up()
 	<-ctx.Done()
 	defer time.AfterFunc(serviceStop, cancel).Stop() // a campaign's revocation goes on where it was at the next call
 	err = srv.Stop()                                 // drains the subscriptions, without waiting: what comes late is told to try again

@@ -22,18 +22,21 @@ func (w *world) serveLinks() (stop func() error) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	ended := make(chan error, 1)
 	service := NewService(w.issuer, w.store, w.log)
-	go func() { ended <- service.Serve(ctx, w.nc, "1.2.3") }()
+	up := make(chan struct{})
+	go func() { ended <- service.Serve(ctx, w.nc, "1.2.3", func() { close(up) }) }()
 	stop = sync.OnceValue(func() error { cancel(); return <-ended })
 	w.t.Cleanup(func() {
 		if err := stop(); err != nil {
 			w.t.Errorf("service: %v", err)
 		}
 	})
-	w.eventually("three endpoints", func() bool {
-		var info micro.Info
-		msg, err := w.nc.RequestWithContext(w.ctx, "$SRV.INFO.latchkey", nil)
-		return err == nil && json.Unmarshal(msg.Data, &info) == nil && len(info.Endpoints) == 3
-	})
+	select {
+	case <-up:
+	case err := <-ended:
+		w.t.Fatal(err)
+	case <-w.ctx.Done():
+		w.t.Fatal("the service does not come up")
+	}
 	return stop
 }
 
