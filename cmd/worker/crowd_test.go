@@ -299,7 +299,7 @@ func (d *deployment) sweep() {
 	if _, err := d.pool.Exec(d.t.Context(), `UPDATE clicks SET open_until = now() - interval '1 second' WHERE outcome IS NULL`); err != nil {
 		d.t.Fatal(err)
 	}
-	publish := func(context.Context, pgx.Tx, ...portal.IDRange) error { return nil }
+	publish := func(context.Context, *portal.Tx, ...portal.IDRange) error { return nil }
 	if _, err := portal.NewStore(d.pool, publish, time.Now).Sweep(d.t.Context()); err != nil {
 		d.t.Fatal(err)
 	}

@@ -155,6 +155,7 @@ func (d *deployment) redeliver(t *testing.T) {
 func TestSecretsStandNowhere(t *testing.T) {
 	t.Parallel()
 	d := deploy(t)
+	d.keepJobs()
 	w := d.start(func(c *Config) { c.LogLevel = "debug" })
 	var secrets []string
 	for i, customer := range []string{"cus_Fine", "cus_deleted1", "cus_noconfig1", "cus_flaky1", "cus_dropped1", "cus_badurl1", "cus_featureoff1"} {
@@ -193,7 +194,7 @@ func TestSecretsStandNowhere(t *testing.T) {
 	for table, rows := range d.dump() {
 		haystacks[table] = rows
 	}
-	if len(haystacks["river_job"]) == 0 || len(haystacks["audit_events"]) == 0 || len(haystacks["log"]) == 0 {
+	if len(haystacks["kept_jobs"]) == 0 || len(haystacks["audit_events"]) == 0 || len(haystacks["log"]) == 0 {
 		t.Fatal("nothing to search")
 	}
 	for place, text := range haystacks {
@@ -204,6 +205,14 @@ func TestSecretsStandNowhere(t *testing.T) {
 			}
 		}
 	}
+}
+
+// keepJobs keeps the jobs that are deleted, in the table kept_jobs.
+func (d *deployment) keepJobs() {
+	d.t.Helper()
+	d.sql(`CREATE TABLE kept_jobs (LIKE river_job)`)
+	d.sql(`CREATE FUNCTION keep_job() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN INSERT INTO kept_jobs VALUES (OLD.*); RETURN OLD; END $$`)
+	d.sql(`CREATE TRIGGER keep_job BEFORE DELETE ON river_job FOR EACH ROW EXECUTE FUNCTION keep_job()`)
 }
 
 // dump is every row of every table, as text.

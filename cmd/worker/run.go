@@ -135,8 +135,7 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 		return nil, err
 	}
 	r := &roles{river: river, mailer: mailer, webhooks: cfg.webhooks, store: portal.NewStore(b.pool, river.Publish, time.Now)}
-	r.store.HandOver = river.HandOver
-	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, HandOver: river.HandOver, Now: time.Now}
+	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
 		Budget: budget, Log: log, Registerer: reg})

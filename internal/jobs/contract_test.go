@@ -275,9 +275,11 @@ func TestRequestSchemaTakesTheDeliveriesOfTheContract(t *testing.T) {
 // checkEvents holds the events of all audit rows against the schema, read or not.
 func (w *world) checkEvents() (kinds []string) {
 	w.t.Helper()
-	worker := &publishWorker{pool: w.pool, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), metrics: newMetrics(nil)}
-	events, _, unmade, err := worker.events(w.ctx, w.rowRanges())
-	must(w.t, errors.Join(unmade, err))
+	p := w.publisher(nil)
+	rows, err := p.rows(w.ctx, w.rowRanges())
+	must(w.t, err)
+	events, _, unmade := p.events(rows)
+	must(w.t, unmade)
 	schema := contract.Schema(w.t, "event.schema.json")
 	for _, e := range events {
 		contract.CheckEvent(w.t, schema, encodeJSON(w.t, e))

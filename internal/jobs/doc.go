@@ -4,8 +4,9 @@
 //	                   ─► issue.go: one transaction (links, audit, one publish job) ─► ack
 //	portal.links.*  ─► service.go: the same, answered at once
 //	expired link    ─► renew.go: a request made of its row, and the same transaction
-//	River           ─► publish.go: audit rows become CloudEvents on PORTAL_EVENTS
-//	                   handover.go: the rows of this process's last commits, which so need no reading
+//	a commit        ─► express.go: its events, published at once by the process that made it
+//	                   publish.go: audit rows become CloudEvents on PORTAL_EVENTS; the job that sees to it
+//	River           ─► deliver.go, email.go, webhook.go: how a link is delivered
 //	                   river.go: the client, its settings, and the sweeper of interrupted clicks
 //
 // Invariants, by the numbers of docs/design.md; a test of this package names each:

@@ -29,9 +29,7 @@ type Issuer struct {
 	Rules   Rules
 	Publish portal.PublishFunc
 	Deliver DeliverFunc // may be nil where Rules know no channel
-	// HandOver may spare the publish job of a commit to read its rows; it is called before the commit. May be nil.
-	HandOver func(ids portal.IDRange, rows []portal.EventRow)
-	Now      func() time.Time
+	Now     func() time.Time
 }
 
 // Item is one request on its way to a link. Issue fills in the lower half.
@@ -46,6 +44,7 @@ type Item struct {
 	Rejection *Rejection   // set instead of Link where the request can never be served
 	Repeat    bool         // the link was there before
 
+	parsed     bool // by the caller, while others are being committed
 	hash       []byte
 	deliver    []byte    // JSON of Request.Deliver; empty = none
 	renewalOf  uuid.UUID // first link of the chain that a renewal belongs to; uuid.Nil = not a renewal
@@ -90,7 +89,10 @@ func (s *Issuer) issueAtOnce(ctx context.Context, items []*Item) error {
 func (s *Issuer) issue(ctx context.Context, items []*Item, begin func(*portal.Tx) error) error {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	for _, item := range items {
-		s.parse(item, now)
+		if !item.parsed {
+			s.parse(item, now)
+		}
+		item.parsed = false // another try parses anew
 	}
 	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
 		if err := begin(tx); err != nil {
@@ -339,7 +341,7 @@ var noDetail = []byte("{}")
 
 // appendAudit writes the batch's audit rows, those of new links under ids, a job for each delivery of a new
 // link, and one that publishes the events of repeats.
-func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids portal.IDRange, now time.Time) error {
+func (s *Issuer) appendAudit(ctx context.Context, tx *portal.Tx, items []*Item, ids portal.IDRange, now time.Time) error {
 	var fresh, derived []portal.AuditEvent
 	var rows []portal.EventRow // of fresh
 	var repeats []portal.IDRange
@@ -359,17 +361,13 @@ func (s *Issuer) appendAudit(ctx context.Context, tx pgx.Tx, items []*Item, ids 
 		default:
 			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
 			fresh = append(fresh, e)
-			if s.HandOver != nil {
-				rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: noDetail, Link: item.Link})
-			}
+			rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: noDetail, Link: item.Link})
 			deliver = append(deliver, deliveryJobs(e.ID, item.Request)...)
 			continue
 		}
 		derived = append(derived, e)
 	}
-	if len(rows) > 0 {
-		s.HandOver(ids, rows)
-	}
+	tx.HandOver(ids, rows) // none, where none is new
 	if len(deliver) > 0 {
 		if err := s.Deliver(ctx, tx, deliver); err != nil {
 			return err

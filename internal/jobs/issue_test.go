@@ -174,7 +174,7 @@ func TestRepeatAfterRotationGivesTheSameURL(t *testing.T) {
 func TestIssueIsOneTransaction(t *testing.T) {
 	t.Parallel()
 	w := database(t)
-	w.issuer.Publish = func(context.Context, pgx.Tx, ...portal.IDRange) error { return testkit.ErrFault }
+	w.issuer.Publish = func(context.Context, *portal.Tx, ...portal.IDRange) error { return testkit.ErrFault }
 	if err := w.issuer.Issue(w.ctx, []*Item{newTestItem(request("r1")), newTestItem([]byte("bad"))}); err == nil {
 		t.Error("issued without a publish job")
 	}

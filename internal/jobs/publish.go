@@ -42,18 +42,22 @@ func newEventData(l *portal.Link) EventData {
 	return EventData{RequestID: l.RequestID, LinkID: l.ID, Source: l.Source, Campaign: l.Campaign, Customer: l.Customer, Metadata: l.Metadata}
 }
 
-// publishWorker publishes the events of a commit and ends only after JetStream has stored each, and a job
-// is made for each webhook that a subscription wants.
-type publishWorker struct {
-	river.WorkerDefaults[PublishArgs]
-
+// publisher makes events of audit rows and has them stored, and a job made for each webhook that a
+// subscription wants.
+type publisher struct {
 	pool          *pgxpool.Pool
 	js            jetstream.JetStream
 	maker         eventMaker
-	handed        *handover
 	subscriptions []Subscription
 	insert        func(context.Context, []river.InsertManyParams) error
 	metrics       *metrics
+}
+
+// publishWorker publishes the events of a commit that express has left to it, and ends only after JetStream has
+// stored each.
+type publishWorker struct {
+	river.WorkerDefaults[PublishArgs]
+	*publisher
 }
 
 // Work returns nil when every event is stored; snoozes while JetStream is away, which counts as
@@ -61,37 +65,44 @@ type publishWorker struct {
 // row whose event can't be made (its link is gone, or its key is not in LINK_KEYS any more) gets a job of its
 // own, or each try at it would publish the others once more.
 func (w *publishWorker) Work(ctx context.Context, job *river.Job[PublishArgs]) error {
-	events, unmade, cause, err := w.events(ctx, job.Args.Rows)
+	rows, err := w.rows(ctx, job.Args.Rows)
 	if err != nil {
 		return err
 	}
-	err = notify.Publish(ctx, w.js, events)
-	switch {
-	case errors.Is(err, notify.ErrNotStored) && ctx.Err() == nil:
-		w.metrics.publishFailed.Inc()
-		return river.JobSnooze(publishSnooze)
-	case err != nil:
-		return err
-	}
-	w.metrics.published.Add(float64(len(events)))
-	jobs := w.subscribed(events)
+	events, unmade, cause := w.events(rows)
 	if len(events) == 0 {
 		return cause
 	}
+	var more []river.InsertManyParams
 	if len(unmade) > 0 {
-		jobs = append(jobs, river.InsertManyParams{Args: PublishArgs{Rows: unmade}})
+		more = append(more, river.InsertManyParams{Args: PublishArgs{Rows: unmade}})
 	}
-	if len(jobs) == 0 {
-		return nil
+	err = w.store(ctx, events, more)
+	if errors.Is(err, notify.ErrNotStored) && ctx.Err() == nil {
+		w.metrics.publishFailed.Inc()
+		return river.JobSnooze(publishSnooze)
 	}
-	return w.insert(ctx, jobs)
+	return err
+}
+
+// store returns nil when JetStream has stored each event, and the jobs are made that follow: those of
+// subscriptions, and more.
+func (p *publisher) store(ctx context.Context, events []notify.Event, more []river.InsertManyParams) error {
+	if err := notify.Publish(ctx, p.js, events); err != nil {
+		return err
+	}
+	p.metrics.published.Add(float64(len(events)))
+	if jobs := append(p.subscribed(events), more...); len(jobs) > 0 {
+		return p.insert(ctx, jobs)
+	}
+	return nil
 }
 
 // subscribed is a job for each event and subscription that wants it. A publish job that runs again finds the
 // jobs there, unless they have ended minutes ago: then the target gets a webhook-id that it knows.
-func (w *publishWorker) subscribed(events []notify.Event) (jobs []river.InsertManyParams) {
+func (p *publisher) subscribed(events []notify.Event) (jobs []river.InsertManyParams) {
 	for i := range events {
-		for _, s := range w.subscriptions {
+		for _, s := range p.subscriptions {
 			if s.wants(portal.Kind(events[i].Kind())) {
 				jobs = append(jobs, river.InsertManyParams{Args: s.args(uuid.MustParse(events[i].ID)), // an audit row's
 					InsertOpts: &river.InsertOpts{Priority: priorityMass, UniqueOpts: river.UniqueOpts{ByArgs: true}}})
@@ -104,44 +115,35 @@ func (w *publishWorker) subscribed(events []notify.Event) (jobs []river.InsertMa
 const publishSnooze = 3 * time.Second
 
 // events makes the events of rows; unmade are rows whose event can't be made, because of cause.
-func (w *publishWorker) events(ctx context.Context, ranges []portal.IDRange) (events []notify.Event, unmade []portal.IDRange, cause, err error) {
-	rows, err := w.rows(ctx, ranges)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+func (p *publisher) events(rows []portal.EventRow) (events []notify.Event, unmade []portal.IDRange, cause error) {
 	events = make([]notify.Event, 0, len(rows))
 	for _, row := range rows {
-		e, err := w.maker.event(row)
+		e, err := p.maker.event(row)
 		if err != nil {
 			unmade, cause = append(unmade, portal.OneID(row.ID)), err // one speaks for all: mostly they have one cause
 			continue
 		}
 		events = append(events, e)
 	}
-	return events, unmade, cause, nil
+	return events, unmade, cause
 }
 
-// rows are those of a commit, as it handed them over or as they stand in the database.
-func (w *publishWorker) rows(ctx context.Context, ranges []portal.IDRange) (rows []portal.EventRow, err error) {
-	if len(ranges) == 1 {
-		if rows = w.handed.take(ranges[0]); rows != nil {
-			return rows, nil
-		}
-	}
+// rows reads the rows of a commit.
+func (p *publisher) rows(ctx context.Context, ranges []portal.IDRange) (rows []portal.EventRow, err error) {
 	single := [][16]byte{} // repeats come one by one: one query for all of them
 	for _, r := range ranges {
 		if r.First == r.Last && len(ranges) > 1 {
 			single = append(single, r.First)
 			continue
 		}
-		got, err := portal.LoadEventRows(ctx, w.pool, `e.id BETWEEN $1 AND $2`, r.First, r.Last)
+		got, err := portal.LoadEventRows(ctx, p.pool, `e.id BETWEEN $1 AND $2`, r.First, r.Last)
 		if err != nil {
 			return nil, err
 		}
 		rows = append(rows, got...)
 	}
 	if len(single) > 0 {
-		got, err := portal.LoadEventRows(ctx, w.pool, `e.id = ANY($1)`, single)
+		got, err := portal.LoadEventRows(ctx, p.pool, `e.id = ANY($1)`, single)
 		if err != nil {
 			return nil, err
 		}

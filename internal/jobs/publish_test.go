@@ -108,9 +108,13 @@ func checkEvent(t *testing.T, e notify.Event, row portal.AuditEvent, link *porta
 	}
 }
 
+func (w *world) publisher(js jetstream.JetStream) *publisher {
+	return &publisher{pool: w.pool, js: js, maker: eventMaker{w.keys, testBaseURL}, insert: w.river.insert, metrics: newMetrics(nil)}
+}
+
 // work runs a publish job outside of a client and returns what the worker tells River.
 func (w *world) work(js jetstream.JetStream, rows ...portal.IDRange) error {
-	worker := &publishWorker{pool: w.pool, js: js, maker: eventMaker{w.keys, testBaseURL}, handed: newHandover(), insert: w.river.insert, metrics: newMetrics(nil)}
+	worker := &publishWorker{publisher: w.publisher(js)}
 	return worker.Work(w.ctx, &river.Job[PublishArgs]{Args: PublishArgs{Rows: rows}})
 }
 

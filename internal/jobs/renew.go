@@ -129,7 +129,7 @@ func (s *Issuer) renewalRequest(ctx context.Context, tx pgx.Tx, old *portal.Link
 }
 
 // appendRenewed writes link.renewed, which is about the expired link, and its publish job.
-func (s *Issuer) appendRenewed(ctx context.Context, tx pgx.Tx, old *portal.Link, renewal uuid.UUID, v *portal.Visitor, now time.Time) error {
+func (s *Issuer) appendRenewed(ctx context.Context, tx *portal.Tx, old *portal.Link, renewal uuid.UUID, v *portal.Visitor, now time.Time) error {
 	ids, err := portal.NewIDs(1)
 	if err != nil {
 		return err

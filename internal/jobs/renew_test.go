@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 
 	"latchkey/internal/portal"
 	"latchkey/internal/testkit"
@@ -348,7 +347,7 @@ func TestRenewDoesNotSlipThroughARevocation(t *testing.T) {
 	w.at(time.Hour)
 	publish, revoked := w.issuer.Publish, make(chan error, 1)
 	var once sync.Once
-	w.issuer.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
+	w.issuer.Publish = func(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
 		once.Do(func() {
 			go func() {
 				_, err := w.store.Revoke(w.ctx, portal.Revocation{Customer: old.Customer, By: "jo"})
@@ -394,7 +393,7 @@ func TestRenewCommitFails(t *testing.T) {
 		"after it took effect":  {func(_ *Issuer, f *testkit.Commits) { f.Script(testkit.FailedButTook) }, 1},
 		"at its last statement": {func(s *Issuer, _ *testkit.Commits) {
 			publish, calls := s.Publish, 0
-			s.Publish = func(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
+			s.Publish = func(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
 				if calls++; calls == 2 {
 					return testkit.ErrFault
 				}

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,9 +48,8 @@ const sweepEvery = 15 * time.Second
 
 // River is the job queue: a client that inserts, and, after Start, works.
 type River struct {
-	client *river.Client[pgx.Tx]
-	handed *handover
-	works  atomic.Bool
+	client  *river.Client[pgx.Tx]
+	express *express
 }
 
 // RiverConfig is what the jobs need.
@@ -73,12 +71,14 @@ type RiverConfig struct {
 
 // NewRiver makes the client. It works no job until Start.
 func NewRiver(cfg RiverConfig) (*River, error) {
-	r := &River{handed: newHandover()}
+	r := &River{}
 	m := newMetrics(cfg.Metrics)
 	workers := river.NewWorkers()
 	maker := eventMaker{cfg.Keys, cfg.BaseURL}
 	out := &deliveries{pool: cfg.JobPool, publish: r.Publish, now: cfg.Now, log: cfg.Log}
-	river.AddWorker(workers, &publishWorker{pool: cfg.JobPool, js: cfg.JetStream, maker: maker, handed: r.handed, subscriptions: cfg.Subscriptions, insert: r.insert, metrics: m})
+	events := &publisher{pool: cfg.JobPool, js: cfg.JetStream, maker: maker, subscriptions: cfg.Subscriptions, insert: r.insert, metrics: m}
+	r.express = newExpress(events, r.remove, cfg.Log)
+	river.AddWorker(workers, &publishWorker{publisher: events})
 	river.AddWorker(workers, &emailWorker{deliveries: out, templates: cfg.Templates, mailer: cfg.Mailer, keys: cfg.Keys, baseURL: cfg.BaseURL, metrics: m})
 	river.AddWorker(workers, &webhookWorker{deliveries: out, webhooks: cfg.Webhooks, subscriptions: cfg.Subscriptions, event: maker.event, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
@@ -122,20 +122,42 @@ func queues(cfg RiverConfig) map[string]river.QueueConfig {
 
 // Start works jobs until Stop.
 func (r *River) Start(ctx context.Context) error {
-	r.works.Store(true)
+	r.express.start(ctx)
 	return r.client.Start(ctx)
 }
 
 // Stop lets running jobs end, at most SoftStopTimeout, and leaves the rest to the next start. It
 // may be called on a client that was not started.
-func (r *River) Stop(ctx context.Context) error { return r.client.Stop(ctx) }
+func (r *River) Stop(ctx context.Context) error {
+	r.express.stop()
+	return r.client.Stop(ctx)
+}
 
-// Publish is the portal.PublishFunc: one job in the transaction that wrote the rows.
-func (r *River) Publish(ctx context.Context, tx pgx.Tx, rows ...portal.IDRange) error {
-	if _, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, nil); err != nil {
+// Publish is the portal.PublishFunc: one job in the transaction that wrote the rows. Where this process works
+// jobs, express is to be quicker than it.
+func (r *River) Publish(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
+	var opts river.InsertOpts
+	express := r.express.takes()
+	if express {
+		opts.ScheduledAt = time.Now().Add(publishLater)
+	}
+	inserted, err := r.client.InsertTx(ctx, tx, PublishArgs{Rows: rows}, &opts)
+	if err != nil {
 		return fmt.Errorf("insert the publish job: %w", err)
 	}
+	if express {
+		tx.AfterCommit(func() {
+			handed, known := tx.HandedOver(rows...)
+			r.express.put(commit{inserted.Job.ID, opts.ScheduledAt, rows, handed, known})
+		})
+	}
 	return nil
+}
+
+// remove deletes jobs that are not running.
+func (r *River) remove(ctx context.Context, jobs []int64) error {
+	_, err := r.client.JobDeleteMany(ctx, river.NewJobDeleteManyParams().IDs(jobs...).First(len(jobs)))
+	return err
 }
 
 // insert makes jobs by themselves.
@@ -144,14 +166,6 @@ func (r *River) insert(ctx context.Context, jobs []river.InsertManyParams) error
 		return fmt.Errorf("insert jobs: %w", err)
 	}
 	return nil
-}
-
-// HandOver is the portal.Store's: it passes a commit's rows to the job that publishes them, where this
-// process works any.
-func (r *River) HandOver(ids portal.IDRange, rows []portal.EventRow) {
-	if r.works.Load() {
-		r.handed.put(ids, rows)
-	}
 }
 
 // SweepArgs has nothing in it: the rows tell what is open.

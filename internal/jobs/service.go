@@ -33,6 +33,7 @@ const (
 const (
 	serviceInFlight = 64
 	serviceTimeout  = 30 * time.Second
+	serviceLinger   = 2 * time.Millisecond // a caller's way back, and some
 	serviceStart    = 10 * time.Second
 	serviceStop     = 5 * time.Second // what a stop leaves to requests in flight
 )
@@ -48,7 +49,7 @@ type Service struct {
 
 // NewService makes the service; what answers by another way than NATS uses its methods.
 func NewService(issuer *Issuer, store *portal.Store, log *slog.Logger) *Service {
-	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight}}
+	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight, Linger: serviceLinger}}
 }
 
 // GetRequest asks for a link by its id, its request's id, a click's (the reference on an error page) or an
@@ -209,6 +210,9 @@ func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) 
 		return nil, err
 	}
 	item := &Item{Body: body, Published: s.Issuer.Now(), MessageID: id}
+	// Here, beside the group that is being committed.
+	s.Issuer.parse(item, item.Published.Truncate(time.Microsecond))
+	item.parsed = true
 	err = s.creates.Do(ctx, item)
 	if portal.RefusesValue(err) { // it was tried by itself, or the group would have gone apart
 		err = s.Issuer.reject(ctx, s.Log, item, err)

@@ -94,7 +94,7 @@ func (s *deliveries) targetFails(ctx context.Context, target string, row portal.
 	})
 }
 
-func (s *deliveries) appendDisabled(ctx context.Context, tx pgx.Tx, row portal.EventRow, now time.Time, detail map[string]any) error {
+func (s *deliveries) appendDisabled(ctx context.Context, tx *portal.Tx, row portal.EventRow, now time.Time, detail map[string]any) error {
 	ids, err := portal.NewIDs(1)
 	if err != nil {
 		return err

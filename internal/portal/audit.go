@@ -94,7 +94,7 @@ func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
 
 // PublishFunc makes, in the transaction that writes audit rows, the job that publishes them. It
 // is handed down from above, where River lives.
-type PublishFunc func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error
+type PublishFunc func(ctx context.Context, tx *Tx, rows ...IDRange) error
 
 // InsertAudit appends rows with fresh ids in the caller's transaction.
 func InsertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"latchkey/internal/stripesim"
 )
 
@@ -446,7 +444,7 @@ func TestGroupServesApartWhatTheDatabaseRefuses(t *testing.T) {
 	b := setup(t)
 	l := b.link(nil)
 	held, release := make(chan struct{}), make(chan struct{})
-	b.store.Publish = func(ctx context.Context, tx pgx.Tx, rows ...IDRange) error {
+	b.store.Publish = func(ctx context.Context, tx *Tx, rows ...IDRange) error {
 		held <- struct{}{}
 		<-release
 		return publish(ctx, tx, rows...)

@@ -18,9 +18,7 @@ import (
 type Store struct {
 	Pool    *pgxpool.Pool
 	Publish PublishFunc
-	// HandOver may spare the publish job of a commit to read its rows. It is called before the commit.
-	HandOver func(ids IDRange, rows []EventRow)
-	Now      func() time.Time
+	Now     func() time.Time
 
 	links   Group[*linkRead]
 	opens   Group[*linkOpen]
@@ -36,14 +34,14 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 
 // NewStore returns a store that hands events to publish.
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
-	s := &Store{Pool: pool, Publish: publish, HandOver: func(IDRange, []EventRow) {}, Now: now}
+	s := &Store{Pool: pool, Publish: publish, Now: now}
 	const most = 256 // rows of a transaction
-	// Two linger for larger groups, since each group of theirs has a publish job.
+	// Two linger: in a group of theirs each commit has a publish job.
 	s.links = Group[*linkRead]{Commit: s.readLinks, Most: most}
-	s.opens = Group[*linkOpen]{Commit: s.openLinks, Most: most, Enough: 32, Linger: 200 * time.Microsecond}
+	s.opens = Group[*linkOpen]{Commit: s.openLinks, Most: most, Linger: 200 * time.Microsecond}
 	s.appends = Group[AuditEvent]{Commit: s.appendTogether, Most: most}
 	s.starts = Group[*clickStart]{Commit: s.startClicks, Most: most}
-	s.ends = Group[*clickEnd]{Commit: s.endClicks, Most: most, Enough: 48, Linger: time.Millisecond}
+	s.ends = Group[*clickEnd]{Commit: s.endClicks, Most: most, Linger: time.Millisecond}
 	return s
 }
 
@@ -215,7 +213,7 @@ func (s *Store) inTxWithEvents(ctx context.Context, n int, ask func(tx *Tx), tel
 		if err := InsertAudit(ctx, tx, events); err != nil {
 			return err
 		}
-		s.HandOver(ids, eventRows(events))
+		tx.HandOver(ids, eventRows(events))
 		return nil
 	})
 	if errors.Is(err, errNoRow) {
@@ -246,7 +244,7 @@ func (s *Store) appendTogether(ctx context.Context, events []AuditEvent) error {
 
 // appendAll gives rows their ids and writes them, with one publish job for those of event kinds:
 // these come first, so that one range of ids names them.
-func (s *Store) appendAll(ctx context.Context, tx pgx.Tx, events []AuditEvent) error {
+func (s *Store) appendAll(ctx context.Context, tx *Tx, events []AuditEvent) error {
 	ids, err := NewIDs(len(events))
 	if err != nil {
 		return err

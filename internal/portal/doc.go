@@ -37,5 +37,5 @@
 // minutes.
 //
 // This package knows nothing of NATS and River. Audit rows that are events are handed to a
-// PublishFunc from above, in the transaction that writes them, and their rows to HandOver.
+// PublishFunc from above, in the transaction that writes them, their rows with it where they are at hand.
 package portal

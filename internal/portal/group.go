@@ -21,13 +21,15 @@ type Group[T any] struct {
 	// Commit serves items in one transaction and leaves what it found in them.
 	Commit func(ctx context.Context, items []T) error
 	Most   int // items in a transaction
-	// With fewer than Enough waiting, a worker that comes from a group lingers for more.
-	Enough int
+	// Linger is how long those who were just answered have time to ask again, before others that wait are
+	// served without them: fewer and larger groups cost less. Who finds nobody at work never waits.
 	Linger time.Duration
 
 	mu      sync.Mutex
 	waiting []*groupCall[T]
 	running bool // a worker is at it; one at a time, for the larger the groups, the better
+	want    int  // with so many waiting, full is to be closed; 0 = nobody lingers
+	full    chan struct{}
 }
 
 type groupCall[T any] struct {
@@ -48,6 +50,10 @@ func (g *Group[T]) Do(ctx context.Context, item T) error {
 	call := &groupCall[T]{item, make(chan error, 1)}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, call)
+	if len(g.waiting) == g.want {
+		g.want = 0
+		close(g.full)
+	}
 	if !g.running {
 		g.running = true
 		go g.run()
@@ -66,10 +72,7 @@ func (g *Group[T]) Do(ctx context.Context, item T) error {
 
 // run serves groups until nobody waits.
 func (g *Group[T]) run() {
-	for first := true; ; first = false {
-		if !first {
-			g.gather()
-		}
+	for {
 		g.mu.Lock()
 		n := min(len(g.waiting), g.Most)
 		if n == 0 {
@@ -81,18 +84,30 @@ func (g *Group[T]) run() {
 		g.waiting = slices.Delete(g.waiting, 0, n)
 		g.mu.Unlock()
 		g.serve(calls)
+		if g.Linger > 0 {
+			g.gather(n)
+		}
 	}
 }
 
-// gather gives those who were just answered the time to ask again: fewer and larger groups cost
-// less. Who finds nobody at work never waits.
-func (g *Group[T]) gather() {
+// gather returns once as many have come as were just answered, or Linger is over.
+func (g *Group[T]) gather(answered int) {
 	g.mu.Lock()
-	few := len(g.waiting) > 0 && len(g.waiting) < g.Enough
-	g.mu.Unlock()
-	if few {
-		time.Sleep(g.Linger)
+	if len(g.waiting) >= g.Most {
+		g.mu.Unlock()
+		return
 	}
+	g.want, g.full = min(len(g.waiting)+answered, g.Most), make(chan struct{})
+	g.mu.Unlock()
+	timer := time.NewTimer(g.Linger)
+	defer timer.Stop()
+	select {
+	case <-g.full:
+	case <-timer.C:
+	}
+	g.mu.Lock()
+	g.want = 0
+	g.mu.Unlock()
 }
 
 // serve commits calls together, and each apart where one of them is in the way: the database

@@ -135,7 +135,7 @@ func TestInvariant5OutcomeCommitsAsOne(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(nil)
-	b.store.Publish = func(context.Context, pgx.Tx, ...IDRange) error { return testkit.ErrFault }
+	b.store.Publish = func(context.Context, *Tx, ...IDRange) error { return testkit.ErrFault }
 	b.post(l).want(t, 503, pageTryAgain)
 	if got := b.kinds(l); got != "click.started" {
 		t.Errorf("audit: %s", got)

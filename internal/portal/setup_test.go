@@ -82,7 +82,7 @@ func migrate(ctx context.Context, url string) error {
 }
 
 // publish stands for River: the job is a row of the same transaction.
-func publish(ctx context.Context, tx pgx.Tx, rows ...IDRange) error {
+func publish(ctx context.Context, tx *Tx, rows ...IDRange) error {
 	for _, r := range rows {
 		if _, err := tx.Exec(ctx, `INSERT INTO published VALUES ($1, $2)`, r.First, r.Last); err != nil {
 			return err

@@ -37,8 +37,12 @@ func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx *Tx) error) error {
 	err = cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so
 	if err != nil {
 		_ = tx.Rollback(ctx)
+		return err
 	}
-	return err
+	for _, f := range tx.committed {
+		f()
+	}
+	return nil
 }
 
 // Tx is InTx's transaction, as far as our code and River's insert use a pgx.Tx.
@@ -47,6 +51,34 @@ type Tx struct {
 	unsent *pgx.Batch
 	later  int   // QueryLaters among the unsent
 	failed error // of what reads the answer of one
+
+	committed []func()
+	handed    map[IDRange][]EventRow
+}
+
+// AfterCommit has f called once the transaction is committed for sure. A crash, or a commit whose answer was
+// lost, comes between.
+func (tx *Tx) AfterCommit(f func()) { tx.committed = append(tx.committed, f) }
+
+// HandOver keeps the event rows of a range of ids, which this transaction writes, for who publishes them, so
+// that they need not be read again.
+func (tx *Tx) HandOver(ids IDRange, rows []EventRow) {
+	if tx.handed == nil {
+		tx.handed = map[IDRange][]EventRow{}
+	}
+	tx.handed[ids] = rows
+}
+
+// HandedOver are the rows of ranges, if all were handed over.
+func (tx *Tx) HandedOver(ranges ...IDRange) (rows []EventRow, ok bool) {
+	for _, r := range ranges {
+		handed, ok := tx.handed[r]
+		if !ok {
+			return nil, false
+		}
+		rows = append(rows, handed...)
+	}
+	return rows, true
 }
 
 // QueryLater sends a query along with the next one that waits for an answer, before which read gets
