@@ -185,7 +185,9 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	if cfg.has(roleIntake) {
-		r.start("intake", func() error { return jobs.NewIntake(b.jetStream, role.issuer, log, reg).Run(intakeCtx) })
+		intake := jobs.NewIntake(b.jetStream, role.issuer, log, reg)
+		intake.Room = role.river.Room
+		r.start("intake", func() error { return intake.Run(intakeCtx) })
 		up := make(chan struct{})
 		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version, func() { close(up) }) })
 		r.await(ctx, up)

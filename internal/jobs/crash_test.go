@@ -118,9 +118,9 @@ func TestInvariant1RedeliveryAddsNothing(t *testing.T) {
 	w.publish("dunning", []byte("no JSON"))
 	var items []*Item
 	for _, msg := range w.fetch(3) {
-		item, err := newItem(msg)
+		meta, err := msg.Metadata()
 		must(t, err)
-		items = append(items, item)
+		items = append(items, newItem(msg.Data(), msg.Subject(), meta.Stream, meta.Sequence.Stream, meta.Timestamp))
 	}
 	must(t, w.issuer.Issue(w.ctx, items))
 	want := total{links: 1, issued: 1, duplicates: 1, rejected: 1}

@@ -25,6 +25,7 @@ type express struct {
 	waiting []commit
 	size    int           // bytes of them, roughly
 	wake    chan struct{} // holds one: something waits, or nothing is to come any more
+	taken   chan struct{} // closed, and made anew, when something waits no more
 	cancel  context.CancelFunc
 	ended   chan struct{}
 }
@@ -48,7 +49,7 @@ const (
 )
 
 func newExpress(p *publisher, remove func(context.Context, []int64) error, log *slog.Logger) *express {
-	return &express{publisher: p, remove: remove, log: log, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	return &express{publisher: p, remove: remove, log: log, wake: make(chan struct{}, 1), taken: make(chan struct{}), ended: make(chan struct{})}
 }
 
 func (e *express) start(ctx context.Context) {
@@ -151,6 +152,8 @@ func (e *express) take(hurried bool) (commits []commit, more bool) {
 		e.size -= sizeOf(e.waiting[n].rows)
 	}
 	commits, e.waiting = e.waiting[:n:n], e.waiting[n:]
+	close(e.taken)
+	e.taken = make(chan struct{})
 	if len(e.waiting) > 0 || !e.open {
 		e.signal()
 	}

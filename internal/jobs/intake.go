@@ -35,13 +35,16 @@ type Intake struct {
 	JetStream jetstream.JetStream
 	Issuer    *Issuer
 	Log       *slog.Logger
+	// Room returns true once more may be fetched, and false when ctx ends first. Nil = always.
+	Room func(ctx context.Context) bool
 
 	metrics *intakeMetrics
+	backlog chan struct{} // holds one: there is a backlog
 }
 
 // NewIntake makes an intake; reg may be nil.
 func NewIntake(js jetstream.JetStream, issuer *Issuer, log *slog.Logger, reg prometheus.Registerer) *Intake {
-	return &Intake{JetStream: js, Issuer: issuer, Log: log, metrics: newIntakeMetrics(reg)}
+	return &Intake{JetStream: js, Issuer: issuer, Log: log, metrics: newIntakeMetrics(reg), backlog: make(chan struct{}, 1)}
 }
 
 // Run serves requests until ctx ends; what was fetched by then is still served. The streams must
@@ -58,15 +61,29 @@ func (in *Intake) Run(ctx context.Context) error {
 	for range intakeLoops {
 		loops.Go(func() { in.loop(ctx, consumer) })
 	}
+	loops.Go(func() { (&ahead{intake: in}).run(ctx) })
 	loops.Wait()
 	return nil
 }
 
-// loop fetches and serves batches; when fetching fails for good (the consumer was deleted), with a
-// new consumer.
+// loop serves batches, while the next one is being fetched.
 func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
-	for ctx.Err() == nil {
-		err := in.fetch(ctx, consumer)
+	batches := make(chan []jetstream.Msg)
+	go func() {
+		defer close(batches)
+		in.fetchAll(ctx, consumer, batches)
+	}()
+	for batch := range batches {
+		// Detached: what was fetched before the stop is served, not given back.
+		in.serve(context.WithoutCancel(ctx), ctx, batch)
+	}
+}
+
+// fetchAll fetches until ctx ends; when fetching fails for good (the consumer was deleted), with a
+// new consumer.
+func (in *Intake) fetchAll(ctx context.Context, consumer jetstream.Consumer, batches chan<- []jetstream.Msg) {
+	for ctx.Err() == nil && (in.Room == nil || in.Room(ctx)) {
+		err := in.fetch(consumer, batches)
 		if err == nil {
 			continue
 		}
@@ -80,11 +97,11 @@ func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 	}
 }
 
-// fetch asks once for a batch and serves what comes, until the request is filled or has expired.
+// fetch asks once for a batch and hands on what comes, until the request is filled or has expired.
 // A request always runs to its end, at most intakeWait, so a stop leaves no message on its way to
 // nobody. (Not Consumer.Messages: with a limit of bytes, its buffer has no place for the server's
 // notices beside the messages, and drops messages that then wait for their redelivery.)
-func (in *Intake) fetch(ctx context.Context, consumer jetstream.Consumer) error {
+func (in *Intake) fetch(consumer jetstream.Consumer, batches chan<- []jetstream.Msg) error {
 	// Bytes too: messages of a megabyte, five hundred at once, are more than the server keeps for
 	// a client before it cuts the connection, and events and answers go over the same one.
 	fetched, err := consumer.Fetch(intakeBatch, jetstream.FetchMaxBytes(intakeBytes), jetstream.FetchMaxWait(intakeWait))
@@ -92,8 +109,7 @@ func (in *Intake) fetch(ctx context.Context, consumer jetstream.Consumer) error 
 		return fmt.Errorf("fetch requests: %w", err)
 	}
 	for batch := collect(fetched.Messages()); len(batch) > 0; batch = collect(fetched.Messages()) {
-		// Detached: what was fetched before the stop is served, not given back.
-		in.serve(context.WithoutCancel(ctx), ctx, batch)
+		batches <- batch
 	}
 	return fetched.Error()
 }
@@ -130,11 +146,13 @@ func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
 	items := make([]*Item, 0, len(batch))
 	msgs := make(map[*Item]jetstream.Msg, len(batch))
 	for _, msg := range batch {
-		item, err := newItem(msg)
+		meta, err := msg.Metadata()
 		if err != nil { // not from JetStream: nothing to acknowledge either
 			in.Log.Error("a message without JetStream's metadata", "error", err)
 			continue
 		}
+		in.backlogged(meta.NumPending)
+		item := newItem(msg.Data(), msg.Subject(), meta.Stream, meta.Sequence.Stream, meta.Timestamp)
 		items = append(items, item)
 		msgs[item] = msg
 	}
@@ -182,10 +200,11 @@ func (in *Intake) settle(ctx context.Context, items []*Item, msgs map[*Item]jets
 			rejected = append(rejected, item)
 			continue
 		}
-		log := in.Log.With("request_id", item.Request.ID)
-		log.Debug("request served", "link_id", item.Link.ID, "result", item.result())
+		if in.Log.Enabled(ctx, slog.LevelDebug) {
+			in.Log.Debug("request served", "request_id", item.Request.ID, "link_id", item.Link.ID, "result", item.result())
+		}
 		if err := msgs[item].Ack(); err != nil {
-			log.Warn("the acknowledgement was lost; the redelivery will find the link", "error", err)
+			in.Log.Warn("the acknowledgement was lost; the redelivery will find the link", "request_id", item.Request.ID, "error", err)
 		}
 	}
 	for i, item := range rejected {
@@ -277,14 +296,10 @@ func ReadableID(body []byte) string {
 	return head.ID
 }
 
-func newItem(msg jetstream.Msg) (*Item, error) {
-	meta, err := msg.Metadata()
-	if err != nil {
-		return nil, err
-	}
-	source, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject(), RequestsPrefix), ".")
-	return &Item{Body: msg.Data(), Source: source, Published: meta.Timestamp,
-		MessageID: messageID(meta.Stream, meta.Sequence.Stream, meta.Timestamp)}, nil
+// newItem is the item of a message that a stream holds.
+func newItem(body []byte, subject, stream string, sequence uint64, stored time.Time) *Item {
+	source, _, _ := strings.Cut(strings.TrimPrefix(subject, RequestsPrefix), ".")
+	return &Item{Body: body, Source: source, Published: stored, MessageID: messageID(stream, sequence, stored)}
 }
 
 // sleep waits, and returns false where ctx ended first.

@@ -5,6 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 // metrics of the job side. Labels are our own words, never a producer's.
 type metrics struct {
 	published, publishFailed, swept prometheus.Counter
+	paused                          prometheus.Gauge
 	delivered                       *prometheus.CounterVec
 }
 
@@ -20,6 +21,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	m := &metrics{
 		published:     prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_events_published_total", Help: "Events that JetStream acknowledged."}),
 		publishFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_publish_snoozes_total", Help: "Publish jobs put off because JetStream did not acknowledge."}),
+		paused:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "latchkey_intake_paused", Help: "1 while this process fetches no requests because publish jobs pile up."}),
 		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted or abandoned."}),
 		delivered:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "latchkey_deliveries_total", Help: "Attempts at mails and webhooks by how they ended."}, []string{"channel", "result"}),
 	}
@@ -29,7 +31,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}
 	}
 	if reg != nil {
-		reg.MustRegister(m.published, m.publishFailed, m.swept, m.delivered)
+		reg.MustRegister(m.published, m.publishFailed, m.paused, m.swept, m.delivered)
 	}
 	return m
 }

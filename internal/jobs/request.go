@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -104,7 +105,8 @@ func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 		return &Request{}, err
 	}
 	req := &Request{}
-	err := json.Unmarshal(body, req, json.RejectUnknownMembers(true))
+	// What lint has seen to is not looked for again.
+	err := json.Unmarshal(body, req, json.RejectUnknownMembers(true), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if !validID(req.ID) {
 		id := req.ID
 		req.ID = ""
@@ -136,28 +138,44 @@ func validID(id string) bool {
 	return n >= 1 && n <= 200 && strings.IndexFunc(id, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
 }
 
+// decoders keep their stacks and tables of names from one request to the next.
+var decoders = sync.Pool{New: func() any { return &jsontext.Decoder{} }}
+
 // lint reads every token before anything is decoded: bad syntax, a name given twice, invalid
 // UTF-8 (all by jsontext), something behind the object; then what decoding would not tell: U+0000,
 // which Postgres cannot store, an empty string where Stripe refuses one, and a null that does not
 // mean an absent field but would turn into an empty string.
 func lint(body []byte) error {
-	dec := jsontext.NewDecoder(bytes.NewReader(body))
+	dec := decoders.Get().(*jsontext.Decoder)
+	defer decoders.Put(dec)
+	dec.Reset(bytes.NewBuffer(body)) // which it reads in place
 	if dec.PeekKind() != '{' {
 		return &Rejection{InvalidJSON, "a request must be a JSON object (got " + kindName(dec.PeekKind()) + ")"}
 	}
-	top := "" // the field of the request that the decoder is in
+	nul := bytes.Contains(body, []byte(`\u0000`)) // perhaps
+	top := ""                                     // the field of the request that the decoder is in
 	for depth := -1; depth != 0; depth = dec.StackDepth() {
-		token, err := dec.ReadToken()
+		kind := dec.PeekKind()
+		var value jsontext.Value // of a string, quotes and all
+		var err error
+		if kind == '"' {
+			value, err = dec.ReadValue() // cheaper than a token's text
+		} else {
+			_, err = dec.ReadToken()
+		}
 		if err != nil {
 			return syntaxRejection(err)
 		}
 		if dec.StackDepth() == 1 {
 			if _, n := dec.StackIndex(1); n%2 == 1 { // a name
-				top = token.String()
+				top = topField(value)
 			}
 		}
+		if nul && hasNUL(value) {
+			return field(jsonPath(string(dec.StackPointer())), "must not hold the character U+0000", "")
+		}
 		// The path is asked for only to be told: in deep nesting it costs as much as all the rest.
-		if rule, got := lintToken(dec, token, top); rule != "" {
+		if rule, got := lintEmpty(dec, kind, len(value), top); rule != "" {
 			return field(jsonPath(string(dec.StackPointer())), rule, got)
 		}
 	}
@@ -167,24 +185,34 @@ func lint(body []byte) error {
 	return nil
 }
 
-// lintToken returns the rule that a token breaks, and what it is.
-func lintToken(dec *jsontext.Decoder, token jsontext.Token, top string) (rule, got string) {
+// topField is a field of the request as lintEmpty distinguishes them; empty = another.
+func topField(name jsontext.Value) string {
+	var buffer [16]byte
+	text, err := jsontext.AppendUnquote(buffer[:0], name)
+	switch {
+	case err == nil && string(text) == "session":
+		return "session"
+	case err == nil && string(text) == "metadata":
+		return "metadata"
+	}
+	return ""
+}
+
+func hasNUL(value jsontext.Value) bool {
+	text, err := jsontext.AppendUnquote(nil, value)
+	return err == nil && bytes.IndexByte(text, 0) >= 0
+}
+
+// lintEmpty returns the rule that a null, or a string of so many bytes with its quotes, breaks, and what it is.
+func lintEmpty(dec *jsontext.Decoder, kind jsontext.Kind, size int, top string) (rule, got string) {
 	depth := dec.StackDepth()
 	container, n := dec.StackIndex(depth)
 	inSession := top == "session" && depth > 1
-	switch token.Kind() {
-	case 'n':
-		if top == "metadata" && depth > 1 || inSession && container == '[' {
-			return "must not be null; leave it out instead", "null"
-		}
-	case '"':
-		s := token.String()
-		if strings.ContainsRune(s, 0) {
-			return "must not hold the character U+0000", ""
-		}
-		if isName := container == '{' && n%2 == 1; s == "" && inSession && !isName {
-			return "must not be empty; leave it out instead", "an empty string"
-		}
+	switch isName := container == '{' && n%2 == 1; {
+	case kind == 'n' && (top == "metadata" && depth > 1 || inSession && container == '['):
+		return "must not be null; leave it out instead", "null"
+	case kind == '"' && size == len(`""`) && inSession && !isName:
+		return "must not be empty; leave it out instead", "an empty string"
 	}
 	return "", ""
 }

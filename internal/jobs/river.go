@@ -49,7 +49,13 @@ const sweepEvery = 15 * time.Second
 // River is the job queue: a client that inserts, and, after Start, works.
 type River struct {
 	client  *river.Client[pgx.Tx]
+	pool    *pgxpool.Pool
+	log     *slog.Logger
+	metrics *metrics
 	express *express
+
+	roomMu   sync.Mutex
+	roomSeen time.Time // when Room last saw room in the database
 }
 
 // RiverConfig is what the jobs need.
@@ -71,8 +77,9 @@ type RiverConfig struct {
 
 // NewRiver makes the client. It works no job until Start.
 func NewRiver(cfg RiverConfig) (*River, error) {
-	r := &River{}
+	r := &River{pool: cfg.JobPool, log: cfg.Log}
 	m := newMetrics(cfg.Metrics)
+	r.metrics = m
 	workers := river.NewWorkers()
 	maker := eventMaker{cfg.Keys, cfg.BaseURL}
 	out := &deliveries{pool: cfg.JobPool, publish: r.Publish, now: cfg.Now, log: cfg.Log}
