@@ -2,6 +2,7 @@
 //
 //	PORTAL_REQUESTS ─► intake.go: fetch a batch ─► request.go: parse, check
 //	                   ─► issue.go: one transaction (links, audit, one publish job) ─► ack
+//	                   room.go: when it fetches no more; ahead.go: few requests before a backlog
 //	portal.links.*  ─► service.go: the same, answered at once
 //	expired link    ─► renew.go: a request made of its row, and the same transaction
 //	a commit        ─► express.go: its events, published at once by the process that made it
@@ -16,6 +17,7 @@
 //	2  One link for one request id, for ever, by links' unique key.
 //	7  Every audit row of an event kind is published at least once under a stable id.
 //	8  Jobs carry ids only.
+//	9  Intake stops fetching when events pile up, in this process or as jobs.
 //
 // A redelivery and a repeat by the producer look alike but for the time at which JetStream stored
 // the message: it is the link's own for a redelivery, which adds nothing, and another for a

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -267,4 +268,34 @@ func (w *world) everyRow() map[string]string {
 		w.t.Error("a table is empty")
 	}
 	return content
+}
+
+// Two transactions that make the link of one request at the same time: the second one waits, loses, begins
+// again, and loses nothing of the rest of its batch.
+func TestInvariant2TwoAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	w := database(t)
+	written, release := make(chan struct{}), make(chan struct{})
+	slow := w.newIssuer(w.pool)
+	slow.Publish = func(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
+		err := w.river.Publish(ctx, tx, rows...)
+		written <- struct{}{}
+		<-release
+		return err
+	}
+	first, second := newTestItem(request("both")), newTestItem(request("both"))
+	ended := make(chan error, 2)
+	go func() { ended <- slow.Issue(w.ctx, []*Item{first}) }()
+	<-written
+	other := newTestItem(request("other"))
+	go func() { ended <- w.issuer.Issue(w.ctx, []*Item{second, other}) }()
+	w.eventually("one that waits for the other", func() bool {
+		return w.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
+	})
+	close(release)
+	must(t, errors.Join(<-ended, <-ended))
+	if !second.Repeat || other.Repeat || second.Link.ID != first.Link.ID {
+		t.Errorf("second is a repeat: %t, other: %t; links %s and %s", second.Repeat, other.Repeat, first.Link.ID, second.Link.ID)
+	}
+	w.wantTotal(total{links: 2, issued: 2, duplicates: 1})
 }
