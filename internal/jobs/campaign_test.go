@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 
@@ -64,6 +65,16 @@ func TestServiceCampaignsRefuses(t *testing.T) {
 	} {
 		if data, code, text := w.ask(c.subject, []byte(c.body)); code != c.code || text == "" || len(data) > 0 {
 			t.Errorf("%s %s answers %s %q, want %s", c.subject, c.body, code, text, c.code)
+		}
+	}
+}
+
+// Whoever is told to wait hears why, and nothing of the inside.
+func TestServiceExplainsWhyItDoesNotCount(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{portal.ErrCounting, portal.ErrCountTooLong} {
+		if code, text := Explain(fmt.Errorf("inside: %w", err)); code != CodeUnavailable || text != err.Error() {
+			t.Errorf("%v: %s %q", err, code, text)
 		}
 	}
 }

@@ -199,8 +199,10 @@ func Explain(err error) (code, text string) {
 		return CodeNotFound, "no link is of this campaign; the list of campaigns tells which there are"
 	case errors.Is(err, portal.ErrRevocation), errors.Is(err, portal.ErrCampaignLimit), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
-	case errors.Is(err, portal.ErrCounting), errors.Is(err, portal.ErrCountTooLong):
-		return CodeUnavailable, err.Error()
+	case errors.Is(err, portal.ErrCounting):
+		return CodeUnavailable, portal.ErrCounting.Error()
+	case errors.Is(err, portal.ErrCountTooLong):
+		return CodeUnavailable, portal.ErrCountTooLong.Error()
 	case portal.RefusesValue(err):
 		return CodeBadRequest, "the request holds a value that can't be stored or looked up, such as U+0000"
 	}

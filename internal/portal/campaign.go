@@ -114,10 +114,10 @@ func (s *Store) Campaign(ctx context.Context, name string) (*Campaign, error) {
 	return c, nil
 }
 
-// The names are found by jumps from one to the next in the index of campaigns. That has no times, so which
-// campaigns are the newest is taken from the last rows of each, as they lie in the table; only
-// those are counted, and put in order by what was counted. Links are updated, so they don't
-// quite lie in the order of their making: at the limit a campaign may be taken for older than it is.
+// The names are found by jumps from one to the next in the index of campaigns. It has no times, but keeps the
+// links of a campaign by their place in the table: the last 200 of each tell which campaigns are the newest, and
+// only those are counted, and put in order by what was counted. An update may move a link to another place, so
+// at the limit a campaign with more links than that can be taken for older than it is.
 const listCampaigns = `
 	WITH RECURSIVE names AS (
 		(SELECT campaign FROM links WHERE campaign IS NOT NULL ORDER BY campaign LIMIT 1)
@@ -128,8 +128,8 @@ const listCampaigns = `
 		SELECT n.campaign, count(*) OVER () AS total FROM names n
 		CROSS JOIN LATERAL (
 			SELECT max(created_at) AS at
-			FROM (SELECT campaign, created_at FROM links WHERE campaign <= n.campaign ORDER BY campaign DESC LIMIT 200) last -- equal keys lie by place
-			WHERE last.campaign = n.campaign) last
+			FROM (SELECT created_at FROM links WHERE campaign <= n.campaign AND campaign >= n.campaign -- '=' would lose the order
+				ORDER BY campaign DESC LIMIT 200) r) last
 		WHERE n.campaign IS NOT NULL
 		ORDER BY last.at DESC, n.campaign LIMIT $1)
 	SELECT n.total, n.campaign, c.* FROM newest n
