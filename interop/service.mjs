@@ -20,6 +20,8 @@ console.log(JSON.stringify({
   status: await ask('portal.links.get', JSON.stringify({ id: created.request_id })),
   refused: await ask('portal.links.create', '{"id": "in_1PqR"}'),
   missing: await ask('portal.links.get', '{"id": "in_nobody"}'),
+  campaigns: await ask('portal.campaigns.list', '{}'),
+  noCampaign: await ask('portal.campaigns.get', '{"campaign": "nobody"}'),
   revoked: await ask('portal.links.revoke', JSON.stringify({ link_id: created.link_id, by: 'service.mjs' })),
   ping: await ask('$SRV.PING.latchkey'),
   info: await ask('$SRV.INFO.latchkey'),

@@ -26,7 +26,7 @@ the server wants them.`,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newLinkCommand(), newStatusCommand(), newRevokeCommand(), newDeadCommand(), newWatchCommand())
+	root.AddCommand(newLinkCommand(), newStatusCommand(), newRevokeCommand(), newCampaignCommand(), newDeadCommand(), newWatchCommand())
 	return root
 }
 

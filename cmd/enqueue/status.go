@@ -121,20 +121,12 @@ that was renewed ends with its renewals. Prints how many it ended.`,
 		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
-			ctx, cancel := context.WithTimeout(ctx, time.Minute)
-			defer cancel()
 			if _, err := uuid.Parse(r.LinkID); r.LinkID != "" && err != nil {
 				return cli.Usagef("--link takes a link's id, a UUID")
 			}
-			if r.By == "" {
-				return cli.Usagef("--by must not be empty")
-			}
-			n, err := client.Revoke(ctx, r)
+			n, err := revoke(ctx, cmd, client, r)
 			if err != nil {
-				return plain(err)
-			}
-			if n == 0 {
-				fmt.Fprintln(cmd.ErrOrStderr(), "enqueue: nothing to end: no link fits, or all that fit were revoked before")
+				return err
 			}
 			if asJSON {
 				return printJSON(cmd, jobs.RevokeResponse{Revoked: n})
@@ -148,10 +140,33 @@ that was renewed ends with its renewals. Prints how many it ended.`,
 	flags.StringVar(&r.RequestID, "request", "", "a request's id")
 	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
 	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")
-	flags.StringVar(&r.Reason, "reason", "", "for the audit")
-	flags.StringVar(&r.By, "by", cli.UserName(), "who revokes, for the audit")
-	flags.BoolVar(&asJSON, "json", false, "print JSON")
+	revocationFlags(cmd, &r, &asJSON)
 	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign")
 	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign")
 	return cmd
+}
+
+// revocationFlags are those of every way to revoke.
+func revocationFlags(cmd *cobra.Command, r *portal.Revocation, asJSON *bool) {
+	flags := cmd.Flags()
+	flags.StringVar(&r.Reason, "reason", "", "for the audit")
+	flags.StringVar(&r.By, "by", cli.UserName(), "who revokes, for the audit")
+	flags.BoolVar(asJSON, "json", false, "print JSON")
+}
+
+// revoke ends links, and says so where there is none to end.
+func revoke(ctx context.Context, cmd *cobra.Command, client *producer.Client, r portal.Revocation) (int, error) {
+	if r.By == "" {
+		return 0, cli.Usagef("--by must not be empty")
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	n, err := client.Revoke(ctx, r)
+	if err != nil {
+		return 0, plain(err)
+	}
+	if n == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "enqueue: nothing to end: no link fits, or all that fit were revoked before")
+	}
+	return n, nil
 }

@@ -53,16 +53,17 @@ func TestInteropService(t *testing.T) {
 		Endpoints  []endpoint
 	}
 	var got struct {
-		Created, Status, Revoked json.RawMessage
-		Refused, Missing         refusal
-		Ping, Info, Stats        verb
+		Created, Status, Revoked, Campaigns json.RawMessage
+		Refused, Missing, NoCampaign        refusal
+		Ping, Info, Stats                   verb
 	}
 	out := interop.Node(t, "service.mjs", []byte(mustJSON(t, request("in_1"))), "NATS_URL="+d.nats)
 	if err := json.Unmarshal([]byte(out), &got); err != nil {
 		t.Fatal(err)
 	}
 	for ref, answer := range map[string]json.RawMessage{"event.schema.json#/$defs/link_issued_data": got.Created,
-		"service.schema.json#/$defs/status": got.Status, "service.schema.json#/$defs/revoked": got.Revoked} {
+		"service.schema.json#/$defs/status": got.Status, "service.schema.json#/$defs/revoked": got.Revoked,
+		"service.schema.json#/$defs/campaigns": got.Campaigns} {
 		if err := contract.Validate(contract.Schema(t, ref), answer); err != nil {
 			t.Errorf("%s\n%v", answer, err)
 		}
@@ -70,8 +71,8 @@ func TestInteropService(t *testing.T) {
 	if string(got.Revoked) != `{"revoked":1}` {
 		t.Errorf("revoked: %s", got.Revoked)
 	}
-	if got.Refused.Code != "invalid_field" || !strings.HasPrefix(got.Refused.Error, "$.source") || got.Missing.Code != "not_found" {
-		t.Errorf("errors: %+v %+v", got.Refused, got.Missing)
+	if got.Refused.Code != "invalid_field" || !strings.HasPrefix(got.Refused.Error, "$.source") || got.Missing.Code != "not_found" || got.NoCampaign.Code != "not_found" {
+		t.Errorf("errors: %+v %+v %+v", got.Refused, got.Missing, got.NoCampaign)
 	}
 	if got.Ping.Type != "io.nats.micro.v1.ping_response" || got.Ping.Name != "latchkey" {
 		t.Errorf("PING: %+v", got.Ping)
@@ -83,10 +84,11 @@ func TestInteropService(t *testing.T) {
 	for _, e := range got.Stats.Endpoints {
 		requests[e.Name] = e.Requests
 	}
-	if want := map[string]string{"create": "portal.links.create", "get": "portal.links.get", "revoke": "portal.links.revoke"}; !reflect.DeepEqual(subjects, want) {
+	if want := map[string]string{"create": "portal.links.create", "get": "portal.links.get", "revoke": "portal.links.revoke",
+		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get"}; !reflect.DeepEqual(subjects, want) {
 		t.Errorf("INFO: %+v", got.Info)
 	}
-	if want := map[string]int{"create": 2, "get": 2, "revoke": 1}; !reflect.DeepEqual(requests, want) {
+	if want := map[string]int{"create": 2, "get": 2, "revoke": 1, "campaigns-list": 1, "campaigns-get": 1}; !reflect.DeepEqual(requests, want) {
 		t.Errorf("STATS: %+v", got.Stats)
 	}
 }

@@ -46,6 +46,8 @@ func TestDocumentsAreValid(t *testing.T) {
 		"portal.links.create":      {"", nil, []string{"request"}, "receive and reply"},
 		"portal.links.get":         {"", nil, []string{"get"}, "receive and reply"},
 		"portal.links.revoke":      {"", nil, []string{"revoke"}, "receive and reply"},
+		"portal.campaigns.list":    {"", nil, []string{"listCampaigns"}, "receive and reply"},
+		"portal.campaigns.get":     {"", nil, []string{"getCampaign"}, "receive and reply"},
 	} {
 		got := found.Channels[address]
 		values, messages := got.Parameters[want.parameter], got.Messages

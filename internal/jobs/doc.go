@@ -4,6 +4,7 @@
 //	                   ─► issue.go: one transaction (links, audit, one publish job) ─► ack
 //	                   room.go: when it fetches no more; ahead.go: few requests before a backlog
 //	portal.links.*  ─► service.go: the same, answered at once
+//	campaigns       ─► campaign.go: what became of their links, by the same service
 //	expired link    ─► renew.go: a request made of its row, and the same transaction
 //	a commit        ─► express.go: its events, published at once by the process that made it
 //	                   publish.go: audit rows become CloudEvents on PORTAL_EVENTS; the job that sees to it

@@ -21,6 +21,9 @@ const (
 	CreateSubject = "portal.links.create"
 	GetSubject    = "portal.links.get"
 	RevokeSubject = "portal.links.revoke"
+
+	CampaignsSubject = "portal.campaigns.list"
+	CampaignSubject  = "portal.campaigns.get"
 )
 
 // Error codes of the service beside the contract's codes of a rejected request.
@@ -113,7 +116,10 @@ func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string, up f
 	for name, endpoint := range map[string]struct {
 		subject string
 		handle  func(context.Context, []byte) (any, error)
-	}{"create": {CreateSubject, s.answerCreate}, "get": {GetSubject, s.answerGet}, "revoke": {RevokeSubject, s.answerRevoke}} {
+	}{
+		"create": {CreateSubject, s.answerCreate}, "get": {GetSubject, s.answerGet}, "revoke": {RevokeSubject, s.answerRevoke},
+		"campaigns-list": {CampaignsSubject, s.answerCampaigns}, "campaigns-get": {CampaignSubject, s.answerCampaign},
+	} {
 		err := srv.AddEndpoint(name, micro.HandlerFunc(func(req micro.Request) {
 			select {
 			case slots <- struct{}{}:
@@ -189,8 +195,14 @@ func Explain(err error) (code, text string) {
 		return string(rejection.Code), rejection.Reason
 	case errors.Is(err, portal.ErrNoLink):
 		return CodeNotFound, "no link, request, click or event has this id"
-	case errors.Is(err, portal.ErrRevocation), errors.Is(err, errBadRequest):
+	case errors.Is(err, portal.ErrNoCampaign):
+		return CodeNotFound, "no link is of this campaign; the list of campaigns tells which there are"
+	case errors.Is(err, portal.ErrRevocation), errors.Is(err, portal.ErrCampaignLimit), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
+	case errors.Is(err, portal.ErrCounting):
+		return CodeUnavailable, portal.ErrCounting.Error()
+	case errors.Is(err, portal.ErrCountTooLong):
+		return CodeUnavailable, portal.ErrCountTooLong.Error()
 	case portal.RefusesValue(err):
 		return CodeBadRequest, "the request holds a value that can't be stored or looked up, such as U+0000"
 	}

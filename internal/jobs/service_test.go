@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -74,7 +75,8 @@ func TestServiceIsDiscoverable(t *testing.T) {
 	for _, e := range info.Endpoints {
 		subjects[e.Name] = e.Subject
 	}
-	if len(subjects) != 3 || subjects["create"] != "portal.links.create" || subjects["get"] != "portal.links.get" || subjects["revoke"] != "portal.links.revoke" {
+	if want := map[string]string{"create": "portal.links.create", "get": "portal.links.get", "revoke": "portal.links.revoke",
+		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get"}; !maps.Equal(subjects, want) {
 		t.Errorf("INFO tells of %v", subjects)
 	}
 	w.ask(CreateSubject, request("r1"))
@@ -144,7 +146,8 @@ func TestServiceUnavailable(t *testing.T) {
 	w := setup(t)
 	w.serveLinks()
 	w.exec(`REVOKE SELECT, INSERT ON links FROM latchkey_app`)
-	for subject, body := range map[string]string{CreateSubject: string(request("r1")), GetSubject: `{"id":"r1"}`, RevokeSubject: `{"campaign":"c","by":"jo"}`} {
+	for subject, body := range map[string]string{CreateSubject: string(request("r1")), GetSubject: `{"id":"r1"}`, RevokeSubject: `{"campaign":"c","by":"jo"}`,
+		CampaignsSubject: `{}`, CampaignSubject: `{"campaign":"c"}`} {
 		data, code, text := w.ask(subject, []byte(body))
 		if code != CodeUnavailable || !strings.Contains(text, "try again") || strings.Contains(text, "SQLSTATE") || len(data) > 0 {
 			t.Errorf("%s answers %s %q %q", subject, code, text, data)

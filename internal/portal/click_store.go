@@ -25,6 +25,9 @@ type Store struct {
 	appends Group[AuditEvent]
 	starts  Group[*clickStart]
 	ends    Group[*clickEnd]
+
+	counting  chan struct{} // holds one while links of campaigns are counted
+	countTime time.Duration // how long that may take
 }
 
 // PlannerSettings are what the database sessions of clicks and intake are to run with. They find
@@ -34,7 +37,7 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 
 // NewStore returns a store that hands events to publish.
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
-	s := &Store{Pool: pool, Publish: publish, Now: now}
+	s := &Store{Pool: pool, Publish: publish, Now: now, counting: make(chan struct{}, 1), countTime: countTime}
 	const most = 256 // rows of a transaction
 	// Two linger: in a group of theirs each commit has a publish job.
 	s.links = Group[*linkRead]{Commit: s.readLinks, Most: most}

@@ -156,6 +156,18 @@ func (c *Client) Revoke(ctx context.Context, r portal.Revocation) (int, error) {
 	return answer.Revoked, err
 }
 
+// Campaigns lists at most limit campaigns, the one with the newest link first.
+func (c *Client) Campaigns(ctx context.Context, limit int) (*portal.CampaignList, error) {
+	list := &portal.CampaignList{}
+	return list, c.ask(ctx, jobs.CampaignsSubject, jobs.CampaignsRequest{Limit: limit}, list)
+}
+
+// Campaign asks what became of a campaign's links.
+func (c *Client) Campaign(ctx context.Context, name string) (*portal.Campaign, error) {
+	campaign := &portal.Campaign{}
+	return campaign, c.ask(ctx, jobs.CampaignSubject, jobs.CampaignRequest{Campaign: name}, campaign)
+}
+
 func (c *Client) ask(ctx context.Context, subject string, question, answer any) error {
 	body, err := json.Marshal(question)
 	if err != nil {
