@@ -5,7 +5,7 @@
 //	go run ./internal/bench -short   a form of seconds, for CI
 //
 // The first parts compare the service with what is as fast as can be, or measure it alone: intake,
-// service, clicks. The others put people before it (internal/crowd) and see that all of them get
+// service, bulk, clicks. The others put people before it (internal/crowd) and see that all of them get
 // through: stampede, outage, burst.
 //
 // Each comparison runs both sides in turn, several rounds, and prints the medians and the median
@@ -35,7 +35,7 @@ import (
 )
 
 func main() {
-	only := flag.String("only", "", "one part alone: intake, service, clicks, stampede, outage or burst")
+	only := flag.String("only", "", "one part alone: intake, service, bulk, clicks, stampede, outage or burst")
 	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
 	flag.Parse()
 	b := &bench{short: *short, only: *only, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
@@ -90,7 +90,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"intake", b.intake}, {"service", b.service}, {"clicks", b.clicks},
+	}{{"intake", b.intake}, {"service", b.service}, {"bulk", b.bulk}, {"clicks", b.clicks},
 		{"stampede", b.stampede}, {"outage", b.outage}, {"burst", b.burst}} {
 		if b.only != "" && b.only != part.name {
 			continue
@@ -179,19 +179,19 @@ func quantile(v []time.Duration, q float64) time.Duration {
 
 // workerAndStripe builds the worker's binary, once, and starts a simulator.
 func (b *bench) workerAndStripe(ctx context.Context) (binary string, sim *simulator, err error) {
-	if binary, err = b.build(ctx); err != nil {
+	if binary, err = b.buildCommand(ctx, "worker"); err != nil {
 		return "", nil, err
 	}
 	sim, err = startSimulator()
 	return binary, sim, err
 }
 
-func (b *bench) build(ctx context.Context) (string, error) {
-	path := filepath.Join(b.dir, "worker")
+func (b *bench) buildCommand(ctx context.Context, name string) (string, error) {
+	path := filepath.Join(b.dir, name)
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "latchkey/cmd/worker")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "latchkey/cmd/"+name)
 	cmd.Stderr = os.Stderr
 	return path, cmd.Run()
 }
