@@ -95,13 +95,10 @@ func (h *header) column(i int, name string) (string, error) {
 		return shortNames[lower], h.subscription(i)
 	}
 	if full, short := shortNames[lower]; short {
-		name = full
-	} else if prefix, key, ok := strings.Cut(name, "."); ok && strings.EqualFold(prefix, "data") {
-		name = "deliver.0.data." + key
+		return h.shortColumn(i, full, false)
 	}
-	if short := shortNames[lower]; strings.HasPrefix(short, "deliver.") || strings.HasPrefix(lower, "data.") {
-		name = strings.Replace(name, "deliver.", "mail.", 1) // set apart from columns that spell deliver out
-		return name, h.put(i, strings.Split(strings.Replace(name, "mail.", "deliver.", 1), "."), kindString, strings.HasPrefix(lower, "data."))
+	if prefix, key, ok := strings.Cut(name, "."); ok && strings.EqualFold(prefix, "data") {
+		return h.shortColumn(i, "deliver.0.data."+key, true)
 	}
 	for _, path := range []string{name, lower, "session." + lower} {
 		if prefix, key, ok := strings.Cut(path, "."); ok && strings.EqualFold(prefix, "metadata") {
@@ -114,6 +111,20 @@ func (h *header) column(i int, name string) (string, error) {
 		}
 	}
 	return "", errUnknown
+}
+
+// shortColumn puts a column of a short name. That of a delivery is set apart from columns that spell deliver out.
+func (h *header) shortColumn(i int, full string, verbatim bool) (string, error) {
+	segments, kind, ok := field(full)
+	if !ok {
+		return "", errUnknown
+	}
+	if rest, ok := strings.CutPrefix(full, "deliver."); ok {
+		full = "mail." + rest
+	} else {
+		h.remember(i, full)
+	}
+	return full, h.put(i, segments, kind, verbatim)
 }
 
 // remember notes columns that others depend on.
