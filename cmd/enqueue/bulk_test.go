@@ -1,11 +1,15 @@
 package main
 
 import (
+	"context"
 	"encoding/csv"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +18,7 @@ import (
 
 	"latchkey/internal/config"
 	"latchkey/internal/jobs"
+	"latchkey/internal/stack"
 	"latchkey/internal/testkit"
 )
 
@@ -245,6 +250,51 @@ func TestBulkAfterKill(t *testing.T) {
 		if row["customer"] != fmt.Sprintf("cus_%d", i) || row["link_id"] != of[row["customer"]] {
 			t.Fatalf("row %d: %v, the database has %s", i, row, of[row["customer"]])
 		}
+	}
+}
+
+// NATS is restarted in the middle, twice, and the file of links is whole.
+func TestBulkOutlivesNATS(t *testing.T) {
+	t.Parallel()
+	cfg := stack.NATSConfig{Dir: t.TempDir()}
+	ns, err := stack.StartNATS(t.Context(), cfg)
+	check(t, err)
+	address, err := url.Parse(ns.URL())
+	check(t, err)
+	cfg.Port, err = strconv.Atoi(address.Port())
+	check(t, err)
+	t.Cleanup(func() { check(t, ns.Stop()) })
+	d := deployOn(t, ns.URL())
+	const n = 8000
+	out := filepath.Join(t.TempDir(), "links.csv")
+	cmd := command(t, d.url, "bulk", write(t, "customers.csv", customers(n)), "--campaign", "restarts", "--out", out)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	check(t, cmd.Start())
+	links := func() (count int) {
+		check(t, d.pool.QueryRow(t.Context(), `SELECT count(*) FROM links`).Scan(&count))
+		return count
+	}
+	for _, least := range []int{1, n / 4} {
+		for links() < least {
+			runtime.Gosched()
+		}
+		check(t, ns.Stop())
+		ns, err = stack.StartNATS(context.Background(), cfg)
+		check(t, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, stderr.String())
+	}
+	seen := map[string]bool{}
+	for i, row := range linksOf(t, readFile(t, out)) {
+		if row["customer"] != fmt.Sprintf("cus_%d", i) || row["link_url"] == "" {
+			t.Fatalf("row %d: %v", i, row)
+		}
+		seen[row["link_id"]] = true
+	}
+	if len(seen) != n || links() != n {
+		t.Errorf("%d links in the file, %d in the database\n%s", len(seen), links(), stderr.String())
 	}
 }
 

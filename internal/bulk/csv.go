@@ -20,6 +20,7 @@ type csvInput struct {
 	first  []byte // the header line, and the mark of the encoding before it
 	end    string // of a line
 	fields int    // columns
+	last   int    // line where the last row began
 	done   bool   // the file ended or can't be read on
 }
 
@@ -52,8 +53,8 @@ func (t *tape) cut(offset int64) []byte {
 }
 
 func newCSV(r *bufio.Reader, bom bool, defaults Defaults) (Input, error) {
-	c := &csvInput{tape: &tape{r: r}, end: "\n"}
-	line, _ := r.Peek(64 << 10) // a header that is longer has its delimiter in there too
+	c := &csvInput{tape: &tape{r: r}, end: "\n", last: 1}
+	line := lookAhead(r, func(head []byte) bool { return bytes.IndexByte(head, '\n') >= 0 })
 	if i := bytes.IndexByte(line, '\n'); i >= 0 {
 		line = line[:i]
 	}
@@ -127,11 +128,7 @@ func (c *csvInput) Read() (*Row, error) {
 		switch {
 		case errors.Is(err, errNoEnd):
 			c.done = true
-			line := 0
-			if errors.As(err, &parse) {
-				line = parse.StartLine
-			}
-			return nil, fmt.Errorf("a row (line %d or after) %w", max(line, c.line()), errNoEnd)
+			return nil, fmt.Errorf("the row behind line %d %w", c.last, errNoEnd)
 		case err != nil && !errors.As(err, &parse):
 			c.done = true
 			return nil, err // io.EOF too
@@ -146,22 +143,12 @@ func (c *csvInput) Read() (*Row, error) {
 			continue
 		}
 		row.Line, _ = c.reader.FieldPos(0)
+		c.last = row.Line
 		row.Err = c.fill(row, cells)
 		row.check()
 		return row, nil
 	}
 	return nil, io.EOF
-}
-
-// line is where the last row that was read began.
-func (c *csvInput) line() int {
-	line, _ := c.lastPos()
-	return line
-}
-
-func (c *csvInput) lastPos() (line, column int) {
-	defer func() { _ = recover() }() // before the first row there is none
-	return c.reader.FieldPos(0)
 }
 
 // trimStart takes off empty lines that the CSV reader has skipped.

@@ -109,11 +109,25 @@ func formatOf(name string, r *bufio.Reader) Format {
 	case ".jsonl", ".ndjson":
 		return JSONL
 	}
-	head, _ := r.Peek(1024)
-	if bytes.HasPrefix(bytes.TrimLeft(head, " \t\r\n"), []byte("{")) {
+	head := lookAhead(r, func(head []byte) bool { return len(bytes.TrimSpace(head)) > 0 })
+	if bytes.HasPrefix(bytes.TrimSpace(head), []byte("{")) {
 		return JSONL
 	}
 	return CSV
+}
+
+// lookAhead returns what comes first, as much as is enough, or all that there is, or the buffer's size. It waits for
+// no more than that: whoever writes into a pipe may be slow.
+func lookAhead(r *bufio.Reader, enough func([]byte) bool) []byte {
+	for {
+		head, _ := r.Peek(r.Buffered())
+		if enough(head) {
+			return head
+		}
+		if head, err := r.Peek(r.Buffered() + 1); err != nil {
+			return head
+		}
+	}
 }
 
 var errNoID = errors.New("the row has no id; give it one, or name the campaign (--campaign) and the customer, of which one is made")

@@ -103,11 +103,13 @@ func (r *Run) Do(ctx context.Context) (Summary, error) {
 	return summary, errors.Join(writeErr, inputErr)
 }
 
-// feed reads, and publishes.
+// feed reads, and publishes. Only the file's end ends the window: after a stop, rows that nobody read are missing.
 func (r *Run) feed(ctx context.Context) error {
-	defer r.window.end()
-	for {
+	for ctx.Err() == nil {
 		row, err := r.opts.Input.Read()
+		if err != nil {
+			r.window.end()
+		}
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -123,6 +125,7 @@ func (r *Run) feed(ctx context.Context) error {
 			r.publish(ctx, e)
 		}
 	}
+	return nil
 }
 
 // publish sends a row's request. Its ack comes to acked or lost.
