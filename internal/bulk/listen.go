@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
@@ -43,7 +44,8 @@ func (r *Run) hear(ctx context.Context, stream, subject string, headersOnly bool
 		return nil, fmt.Errorf("listen for answers: %w", err)
 	}
 	consumer, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, HeadersOnly: headersOnly,
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.CachedInfo().State.LastSeq + 1})
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: s.CachedInfo().State.LastSeq + 1,
+		InactiveThreshold: time.Minute}) // of no use to anybody after us
 	if err != nil {
 		return nil, fmt.Errorf("listen for answers: %w", err)
 	}
