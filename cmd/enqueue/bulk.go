@@ -96,7 +96,7 @@ func (f *bulkFlags) run(cmd *cobra.Command, name string) error {
 		return err
 	}
 	defer func() { _ = file.Close() }()
-	input, err := bulk.Open(file, name, bulk.Format(f.format), bulk.Defaults{Campaign: f.campaign, Source: f.source, IgnoreUnknown: f.ignoreUnknown})
+	input, err := f.open(cmd.Context(), file, name)
 	if err != nil {
 		return err
 	}
@@ -131,6 +131,23 @@ func openInput(cmd *cobra.Command, name string) (io.ReadCloser, int64, error) {
 		return file, -1, nil
 	}
 	return file, info.Size(), nil
+}
+
+// open looks at the file's beginning. A pipe that nothing comes out of can't be left but by not waiting.
+func (f *bulkFlags) open(ctx context.Context, file io.Reader, name string) (bulk.Input, error) {
+	var input bulk.Input
+	var err error
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		input, err = bulk.Open(file, name, bulk.Format(f.format), bulk.Defaults{Campaign: f.campaign, Source: f.source, IgnoreUnknown: f.ignoreUnknown})
+	}()
+	select {
+	case <-opened:
+		return input, err
+	case <-ctx.Done():
+		return nil, errors.New("stopped before the file began")
+	}
 }
 
 // withOut runs with the output that was asked for, and sums up.

@@ -38,7 +38,7 @@ func newProgress(to io.Writer, size int64) *progress {
 	p := &progress{to: to, begun: now, told: now, at: now}
 	if cli.Width(to) > 0 {
 		p.bar = progressbar.NewOptions64(size, progressbar.OptionSetWriter(to), progressbar.OptionSetWidth(20), progressbar.OptionClearOnFinish(),
-			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionSetElapsedTime(false), progressbar.OptionThrottle(redraw/2))
+			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionThrottle(redraw/2))
 	}
 	return p
 }
@@ -107,8 +107,12 @@ func printSummary(to io.Writer, f *bulkFlags, s *bulk.Summary) {
 	if f.dryRun {
 		english.Fprintf(to, "enqueue: %d rows checked, %d would be rejected; nothing was sent\n", s.Rows, s.Bad)
 	} else {
-		english.Fprintf(to, "enqueue: %d rows: %d links, %d rejected, %d not sent; %.1f s, %.0f links a second\n",
-			s.Rows, s.Issued, s.Rejected, s.Bad+s.Unfinished, s.Elapsed.Seconds(), float64(s.Issued)/s.Elapsed.Seconds())
+		open := ""
+		if s.Unfinished > 0 {
+			open = english.Sprintf(", %d without an answer yet", s.Unfinished)
+		}
+		english.Fprintf(to, "enqueue: %d rows: %d links, %d rejected, %d not sent%s; %.1f s, %.0f links a second\n",
+			s.Rows, s.Issued, s.Rejected, s.Bad, open, s.Elapsed.Seconds(), float64(s.Issued)/s.Elapsed.Seconds())
 	}
 	for _, failure := range s.Failures {
 		fmt.Fprintf(to, "  line %d: %s\n", failure.Line, cli.Printable(failure.Reason))
@@ -132,7 +136,7 @@ func printStopped(to io.Writer, f *bulkFlags, s *bulk.Summary) {
 		fmt.Fprintln(to, "enqueue: stopped before the end of the file")
 		return
 	}
-	english.Fprintf(to, "enqueue: stopped; %d rows that were read have no answer yet. Run the same command again: it yields the same links, and makes none twice\n", s.Unfinished)
+	fmt.Fprintln(to, "enqueue: stopped; run the same command again: it yields the same links, and makes none twice")
 	if f.out != "" && f.out != "-" {
 		english.Fprintf(to, "enqueue: %s has the first %d rows\n", f.out, s.Rows)
 	}

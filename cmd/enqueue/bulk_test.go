@@ -341,7 +341,7 @@ func TestBulkStops(t *testing.T) {
 		for stored(t, js) < waiting+10 {
 		}
 		stop(cmd)
-		if err := cmd.Wait(); err == nil || !strings.Contains(stderr.String(), "Run the same command again") || !interrupt && !strings.Contains(stderr.String(), "is 'worker run' up") {
+		if err := cmd.Wait(); err == nil || !strings.Contains(stderr.String(), "10 without an answer yet") || !interrupt && !strings.Contains(stderr.String(), "is 'worker run' up") {
 			t.Errorf("%v\n%s", err, stderr.String())
 		}
 		rows := linksOf(t, readFile(t, out))

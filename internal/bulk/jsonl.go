@@ -134,9 +134,10 @@ func readMembers(raw []byte) (m members, err error) {
 		if err != nil {
 			return m, err
 		}
+		key := name.String() // before the next call takes it away
 		var to *string
 		mayFill := true
-		switch name.String() {
+		switch key {
 		case "id":
 			to = &m.id
 		case "source":
@@ -153,7 +154,7 @@ func readMembers(raw []byte) (m members, err error) {
 			m.session = value.Clone()
 			continue
 		default:
-			m.dated = m.dated || name.String() == "expires_at"
+			m.dated = m.dated || key == "expires_at"
 			if err := dec.SkipValue(); err != nil {
 				return m, err
 			}
@@ -166,7 +167,7 @@ func readMembers(raw []byte) (m members, err error) {
 		if kind := value.Kind(); kind == '"' {
 			*to = value.String()
 		} else if kind != 'n' {
-			return m, fmt.Errorf("$.%s: must be a string", name.String())
+			return m, fmt.Errorf("$.%s: must be a string", key)
 		}
 		m.empty = m.empty || mayFill && *to == ""
 	}
