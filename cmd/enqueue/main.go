@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"os"
 
+	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"latchkey/internal/cli"
@@ -26,18 +27,14 @@ the server wants them.`,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.AddCommand(newLinkCommand(), newStatusCommand(), newRevokeCommand(), newCampaignCommand(), newDeadCommand(), newWatchCommand())
+	root.AddCommand(newLinkCommand(), newBulkCommand(), newCampaignCommand(), newStatusCommand(), newRevokeCommand(), newDeadCommand(), newWatchCommand())
 	return root
 }
 
 // withClient connects for the time of one command.
 func withClient(f func(ctx context.Context, cmd *cobra.Command, client *producer.Client, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		var settings struct{ NATS config.NATS }
-		if problems := config.Load(&settings); len(problems) > 0 {
-			return problems
-		}
-		nc, err := settings.NATS.Connect("enqueue")
+		nc, err := connect()
 		if err != nil {
 			return err
 		}
@@ -48,6 +45,14 @@ func withClient(f func(ctx context.Context, cmd *cobra.Command, client *producer
 		}
 		return f(cmd.Context(), cmd, client, args)
 	}
+}
+
+func connect(more ...nats.Option) (*nats.Conn, error) {
+	var settings struct{ NATS config.NATS }
+	if problems := config.Load(&settings); len(problems) > 0 {
+		return nil, problems
+	}
+	return settings.NATS.Connect("enqueue", more...)
 }
 
 // printJSON writes a value for programs, one line.

@@ -55,6 +55,12 @@ type deployment struct {
 
 func deploy(t *testing.T) *deployment {
 	t.Helper()
+	return deployOn(t, testkit.NATS(t))
+}
+
+// deployOn is deploy with a NATS server of the test's own.
+func deployOn(t *testing.T, url string) *deployment {
+	t.Helper()
 	database := testkit.Database(t, func(ctx context.Context, url string) error {
 		pool, err := pgxpool.New(ctx, url)
 		if err != nil {
@@ -66,7 +72,6 @@ func deploy(t *testing.T) *deployment {
 	})
 	pool, err := pgxpool.New(t.Context(), database)
 	check(t, err)
-	url := testkit.NATS(t)
 	nc, err := config.NATS{URL: url}.Connect("test worker")
 	check(t, err)
 	js, err := jetstream.New(nc)

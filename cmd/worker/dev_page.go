@@ -81,6 +81,7 @@ func (p *devPage) tools(samples []sample) []tool {
 	tools := []tool{
 		{"a link for a customer", run + " link --customer " + customer + " --flow payment_method_update --wait"},
 		{"the same, mailed", run + " link --customer " + customer + " --email you@customer.example --template payment_failed --data name=Jo"},
+		{"a campaign: a link for each row of a file", "printf 'customer,metadata.note\\n" + customer + ",a try\\n' | " + run + " bulk - --campaign a-try --out -"},
 		{"everything that happens, as it happens", run + " watch"},
 		{"what became of a link", run + " status " + samples[0].RequestID},
 		{"end a campaign's links", run + " revoke --campaign dev-card-expiry --reason 'a try'"},

@@ -98,6 +98,24 @@ func ValidSource(s string) bool { return sourcePattern.MatchString(s) }
 // ParseRequest reads and checks a request. The error is a *Rejection; the request that comes
 // with one is what could be read, its ID set only where that is a valid id.
 func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
+	req, err := parseRequest(body, rules, now)
+	if err != nil {
+		return req, err
+	}
+	return req, req.deliverable(rules)
+}
+
+// CheckRequest checks a request as far as that is possible without a deployment's settings: hosts of return
+// URLs, the longest life of a link, the key's mode, and which channels and templates there are, are left to
+// the worker. The error is a *Rejection.
+func CheckRequest(body []byte, now time.Time) error {
+	_, err := parseRequest(body, Rules{Session: portal.SessionRules{AnyReturnURLHost: true}, TTL: time.Hour, TTLMax: unlimited}, now)
+	return err
+}
+
+const unlimited = 100 * 365 * 24 * time.Hour
+
+func parseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 	if len(body) > MaxRequestBytes {
 		return &Request{}, &Rejection{TooLarge, fmt.Sprintf("a request may have at most %d bytes (got %d)", MaxRequestBytes, len(body))}
 	}
@@ -118,10 +136,7 @@ func ParseRequest(body []byte, rules Rules, now time.Time) (*Request, error) {
 		return req, decodeRejection(err)
 	}
 	req.dropNulls()
-	if err := req.check(rules, now); err != nil {
-		return req, err
-	}
-	return req, req.deliverable(rules)
+	return req, req.check(rules, now)
 }
 
 // dropNulls takes null for absent where decoding does not.

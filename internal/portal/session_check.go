@@ -27,8 +27,9 @@ func (e *FieldError) Error() string {
 
 // SessionRules is what a session's check depends on beside Stripe's own rules.
 type SessionRules struct {
-	ReturnURLHosts []string // lower case; with a port where only that port may be named
-	APIVersion     string   // STRIPE_API_VERSION; empty = the SDK's
+	ReturnURLHosts   []string // lower case; with a port where only that port may be named
+	AnyReturnURLHost bool     // for who checks without knowing them
+	APIVersion       string   // STRIPE_API_VERSION; empty = the SDK's
 }
 
 // Lengths that Stripe takes for a URL and for an id.
@@ -242,7 +243,7 @@ func (c *checker) url(path, raw string) {
 		return
 	}
 	host := strings.ToLower(u.Host)
-	if !slices.Contains(c.rules.ReturnURLHosts, host) && !slices.Contains(c.rules.ReturnURLHosts, strings.ToLower(u.Hostname())) {
+	if !c.rules.AnyReturnURLHost && !slices.Contains(c.rules.ReturnURLHosts, host) && !slices.Contains(c.rules.ReturnURLHosts, strings.ToLower(u.Hostname())) {
 		c.fail(path, "must be on a host of RETURN_URL_HOSTS", "another host")
 	}
 }
