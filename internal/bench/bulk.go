@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"latchkey/internal/jobs"
@@ -56,14 +56,14 @@ func (b *bench) bulk(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rates, bulkMB, workerMB = append(rates, float64(n)/took.Seconds()), max(bulkMB, mb), max(workerMB, w.rss())
+		rates, bulkMB, workerMB = append(rates, float64(n)/took.Seconds()), max(bulkMB, mb), max(workerMB, memory(w.cmd.Process.Pid, "VmHWM"))
 	}
 	rate := median(rates)
 	b.goal(rate >= 8000, fmt.Sprintf("campaign, CSV to CSV, %d", n), fmt.Sprintf("%.0f/s", rate), "sessions up front, at Stripe's 25/s", fmt.Sprintf("%.0f", rate/25), "≥ 8,000/s")
 	longest := quantile(singles, 1)
 	b.goal(longest <= time.Second, fmt.Sprintf("  single requests of another source meanwhile, %d: longest wait, p50", len(singles)), ms(longest)+", "+ms(quantile(singles, 0.5)), "", "", "≤ 1 s")
 	b.goal(bulkMB < 100, "  memory of enqueue bulk, at most", fmt.Sprintf("%.0f MB", bulkMB), "", "", "< 100 MB")
-	b.goal(workerMB < 200, "  memory of the worker, after it", fmt.Sprintf("%.0f MB", workerMB), "", "", "< 200 MB")
+	b.goal(workerMB < 200, "  memory of the worker, at most", fmt.Sprintf("%.0f MB", workerMB), "", "", "< 200 MB")
 	return nil
 }
 
@@ -75,15 +75,25 @@ func (b *bench) campaign(ctx context.Context, enqueue string, n, round int) (too
 	}
 	cmd := exec.CommandContext(ctx, enqueue, "bulk", in, "--campaign", fmt.Sprintf("bench-%d-%d", n, round), "--out", out)
 	cmd.Env = append(os.Environ(), "NATS_URL="+b.ns.URL())
+	var text bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &text, &text
 	began := time.Now()
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return 0, 0, fmt.Errorf("enqueue bulk: %w\n%s", err, text)
+	if err := cmd.Start(); err != nil {
+		return 0, 0, err
 	}
-	took = time.Since(began)
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		mb = float64(usage.Maxrss) / 1024
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				return 0, 0, fmt.Errorf("enqueue bulk: %w\n%s", err, text.Bytes())
+			}
+			return time.Since(began), mb, checkLinks(out, n)
+		case <-time.After(100 * time.Millisecond): // rusage would count the memory of the process that forked it
+			mb = max(mb, memory(cmd.Process.Pid, "VmHWM"))
+		}
 	}
-	return took, mb, checkLinks(out, n)
 }
 
 func writeCampaign(path string, n int) error {

@@ -164,13 +164,16 @@ func (w *worker) stop() {
 	_ = w.cmd.Wait()
 }
 
-// rss is the process's resident memory in MB, where /proc tells it.
-func (w *worker) rss() float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.cmd.Process.Pid))
+// rss is the process's resident memory in MB.
+func (w *worker) rss() float64 { return memory(w.cmd.Process.Pid, "VmRSS") }
+
+// memory is a process's VmRSS or VmHWM (the most it was) in MB, where /proc tells it.
+func memory(pid int, what string) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0
 	}
-	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	_, rest, _ := strings.Cut(string(status), what+":")
 	kb, _ := strconv.Atoi(strings.Fields(rest + " 0")[0])
 	return float64(kb) / 1024
 }

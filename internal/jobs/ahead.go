@@ -24,7 +24,7 @@ const (
 	aheadBacklog = 2000 // requests behind a message, from which on there is a backlog
 	aheadMost    = 1000 // a subject with more waiting is a backlog itself
 	aheadBatch   = 500  // requests of a round, all subjects together
-	aheadEvery   = 200 * time.Millisecond
+	aheadEvery   = 100 * time.Millisecond
 )
 
 // backlogged tells ahead that a message has many behind it.

@@ -10,7 +10,7 @@ import (
 // hand than it publishes, or while publish jobs pile up in the database, because JetStream does not take events or no
 // process works jobs. Requests keep in JetStream, which is made for it.
 const (
-	roomBytes = 4 << 20 // of commits that express holds; they also bound how long an event waits behind others
+	roomBytes = 1 << 20 // of commits that express holds, some thousand events: so long may one wait behind others
 	roomJobs  = 1000    // publish jobs that are open, each up to a batch of events
 	roomEvery = time.Second
 )
