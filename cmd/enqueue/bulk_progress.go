@@ -38,7 +38,8 @@ func newProgress(to io.Writer, size int64) *progress {
 	p := &progress{to: to, begun: now, told: now, at: now}
 	if cli.Width(to) > 0 {
 		p.bar = progressbar.NewOptions64(size, progressbar.OptionSetWriter(to), progressbar.OptionSetWidth(20), progressbar.OptionClearOnFinish(),
-			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionThrottle(redraw/2))
+			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionThrottle(redraw/2),
+			progressbar.OptionSetSpinnerChangeInterval(0)) // it turns when we draw, not by itself
 	}
 	return p
 }

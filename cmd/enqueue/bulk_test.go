@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -312,7 +311,7 @@ func TestBulkOutlivesNATS(t *testing.T) {
 	}
 }
 
-// Ctrl-C ends a run that waits for a worker: what is there is put in its place, and what to do is said.
+// Ctrl-C or --timeout ends a run that waits for a worker: what is there is put in its place, and what to do is said.
 func TestBulkStops(t *testing.T) {
 	t.Parallel()
 	url := testkit.NATS(t)
@@ -323,26 +322,31 @@ func TestBulkStops(t *testing.T) {
 	check(t, err)
 	check(t, jobs.EnsureStreams(t.Context(), js, true))
 	in := write(t, "customers.csv", customers(10))
-	for _, stop := range []func(cmd *exec.Cmd){
-		func(cmd *exec.Cmd) { check(t, cmd.Process.Signal(os.Interrupt)) },
-		func(*exec.Cmd) {}, // by --timeout
-	} {
+	for _, interrupt := range []bool{true, false} {
 		out := filepath.Join(t.TempDir(), "links.csv")
 		args := []string{"bulk", in, "--campaign", "stopped", "--out", out}
-		waiting := stored(t, js)
-		interrupt := out != "" && waiting == 0
 		if !interrupt {
 			args = append(args, "--timeout", "300ms")
 		}
+		before := stored(t, js)
 		cmd := command(t, url, args...)
 		var stderr strings.Builder
 		cmd.Stderr = &stderr
 		check(t, cmd.Start())
-		for stored(t, js) < waiting+10 {
+		for stored(t, js) < before+10 {
+			runtime.Gosched()
 		}
-		stop(cmd)
-		if err := cmd.Wait(); err == nil || !strings.Contains(stderr.String(), "10 without an answer yet") || !interrupt && !strings.Contains(stderr.String(), "is 'worker run' up") {
-			t.Errorf("%v\n%s", err, stderr.String())
+		if interrupt {
+			check(t, cmd.Process.Signal(os.Interrupt))
+		}
+		err := cmd.Wait()
+		for _, want := range []string{"10 without an answer yet", "run the same command again"} {
+			if err == nil || !strings.Contains(stderr.String(), want) {
+				t.Errorf("%v\n%s", err, stderr.String())
+			}
+		}
+		if !interrupt && !strings.Contains(stderr.String(), "is 'worker run' up") {
+			t.Errorf("what it waited for is not said:\n%s", stderr.String())
 		}
 		rows := linksOf(t, readFile(t, out))
 		if len(rows) != 10 || !strings.Contains(rows[9]["error"], "run the same command again") {
