@@ -3,10 +3,13 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"latchkey/internal/notify"
 )
@@ -37,8 +40,8 @@ func TestInvariant1AheadOfABacklog(t *testing.T) {
 		t.Errorf("%d dead letters", n)
 	}
 	must(t, a.round(w.ctx)) // of an empty stream
-	if len(a.next) != 0 {
-		t.Errorf("places are kept of subjects that are gone: %v", a.next)
+	if len(a.places) != 0 {
+		t.Errorf("places are kept of subjects that are gone: %v", a.places)
 	}
 }
 
@@ -64,18 +67,49 @@ func TestAheadRepeatsARoundThatFailed(t *testing.T) {
 
 func TestWhoMayGoAhead(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
+	p := RequestsPrefix
+	caughtUp := map[string]place{p + "e": {next: 40, caughtUp: true}, p + "b": {next: 101}}
+	for name, c := range map[string]struct {
 		subjects map[string]uint64
+		places   map[string]place
 		want     []string
 	}{
-		{nil, nil},
-		{map[string]uint64{"a": 5000}, nil},
-		{map[string]uint64{"a": 5000, "b": 3, "c": 2, "d": aheadMost, "e": aheadMost + 1}, []string{"c", "b", "d"}},
+		"nobody":                {nil, nil, nil},
+		"not the largest":       {map[string]uint64{p + "a": 5}, nil, nil},
+		"few before more":       {map[string]uint64{p + "a": 5000, p + "b": 3, p + "c": 2, p + "d": aheadMost, p + "e": aheadMost + 1}, nil, []string{p + "c", p + "b", p + "d"}},
+		"many, but all issued":  {map[string]uint64{p + "a": 5000, p + "e": aheadMost + 1}, caughtUp, []string{p + "e"}},
+		"deeper subjects count": {map[string]uint64{p + "a.1": 1, p + "a.2": 1, p + "a.3": 1, p + "b": 2}, nil, []string{p + "b"}},
+		"and are one pattern":   {map[string]uint64{p + "a": 9, p + "b.x": 1, p + "b.y": 1}, nil, []string{p + "b.>"}},
 	} {
-		if got := waiting(c.subjects); !reflect.DeepEqual(got, c.want) {
-			t.Errorf("%v: %v, want %v", c.subjects, got, c.want)
+		a := &ahead{places: maps.Clone(c.places)}
+		if got := a.admitted(jetstream.StreamState{LastSeq: 99, Subjects: c.subjects}); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+		if _, kept := a.places[p+"b"]; kept && name == "few before more" {
+			t.Errorf("%s: a place behind the stream's end is kept", name)
 		}
 	}
+}
+
+// A source that goes on for long, and whose requests stay in the stream until their turn, goes on to be served.
+func TestAheadOfALongTrickle(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	for i := range aheadMost + 200 {
+		_, err := w.js.PublishAsync(RequestsPrefix+"campaign", campaignRequest(i))
+		must(t, err)
+	}
+	a := &ahead{intake: w.intake}
+	const n = aheadMost + 100
+	for i := range n {
+		_, err := w.js.PublishAsync(RequestsPrefix+"dunning.eu", request(fmt.Sprintf("d%d", i)))
+		must(t, err)
+		if (i+1)%(aheadBatch-100) == 0 || i == n-1 {
+			<-w.js.PublishAsyncComplete()
+			must(t, a.round(w.ctx))
+		}
+	}
+	w.wantTotal(total{links: n, issued: n})
 }
 
 // Intake itself notices the backlog.

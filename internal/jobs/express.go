@@ -2,7 +2,10 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +40,29 @@ type commit struct {
 	ranges []portal.IDRange
 	rows   []portal.EventRow // of ranges, if known
 	known  bool
+}
+
+// events is how many a commit has, at most.
+func (c *commit) events() (n int) {
+	if c.known {
+		return len(c.rows)
+	}
+	for _, r := range c.ranges {
+		n += r.Len()
+	}
+	return n
+}
+
+// size is roughly what a commit takes, in bytes, once its rows are read.
+func (c *commit) size() int {
+	n := 1<<10 + c.events()<<10
+	for i := range c.rows {
+		n += len(c.rows[i].Detail)
+		if l := c.rows[i].Link; l != nil {
+			n += len(l.Session) + len(l.Metadata)
+		}
+	}
+	return n
 }
 
 const (
@@ -82,16 +108,6 @@ func (e *express) signal() {
 	}
 }
 
-func sizeOf(rows []portal.EventRow) (n int) {
-	for i := range rows {
-		n += 1<<10 + len(rows[i].Detail)
-		if l := rows[i].Link; l != nil {
-			n += len(l.Session) + len(l.Metadata)
-		}
-	}
-	return n
-}
-
 // takes tells whether commits are taken at all.
 func (e *express) takes() bool {
 	e.mu.Lock()
@@ -103,7 +119,7 @@ func (e *express) takes() bool {
 func (e *express) put(c commit) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if size := sizeOf(c.rows); e.open && e.size+size <= expressBytes {
+	if size := c.size(); e.open && e.size+size <= expressBytes {
 		e.waiting = append(e.waiting, c)
 		e.size += size
 		e.signal()
@@ -122,9 +138,7 @@ func (e *express) run(ctx context.Context) {
 		}
 		done = append(done, e.serve(ctx, commits)...)
 		if len(done) > 0 && (!more || time.Since(since) >= expressRemove) {
-			if err := e.remove(ctx, done); err != nil {
-				e.log.Warn("publish jobs whose events are stored stay, and publish them again", "jobs", len(done), "error", err)
-			}
+			e.removeAll(ctx, done)
 			done = nil
 		}
 		if !more {
@@ -147,9 +161,9 @@ func (e *express) take(hurried bool) (commits []commit, more bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := 0
-	for events := 0; n < len(e.waiting) && (n == 0 || events+len(e.waiting[n].rows) <= expressEvents); n++ {
-		events += len(e.waiting[n].rows)
-		e.size -= sizeOf(e.waiting[n].rows)
+	for events := 0; n < len(e.waiting) && (n == 0 || events+e.waiting[n].events() <= expressEvents); n++ {
+		events += e.waiting[n].events()
+		e.size -= e.waiting[n].size()
 	}
 	commits, e.waiting = e.waiting[:n:n], e.waiting[n:]
 	close(e.taken)
@@ -160,8 +174,28 @@ func (e *express) take(hurried bool) (commits []commit, more bool) {
 	return commits, e.open || len(e.waiting) > 0
 }
 
+// removeAll deletes jobs whose events are stored.
+func (e *express) removeAll(ctx context.Context, jobs []int64) {
+	ctx, cancel := context.WithTimeout(ctx, jobTimeout) // a connection half dead must not stop the publishing
+	defer cancel()
+	for chunk := range slices.Chunk(jobs, 1000) {
+		if err := e.remove(ctx, chunk); err != nil {
+			e.log.Warn("publish jobs whose events are stored stay, and publish them again", "jobs", len(jobs), "error", err)
+			return
+		}
+	}
+}
+
 // serve publishes the events of commits and returns the jobs that have so become needless.
 func (e *express) serve(ctx context.Context, commits []commit) (done []int64) {
+	ctx, cancel := context.WithTimeout(ctx, jobTimeout)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil { // its value could hold anything
+			e.log.Error("publishing panicked; please report the stack", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+			done = nil // their jobs meet it too, each by itself
+		}
+	}()
 	var events []notify.Event
 	for _, c := range commits {
 		if time.Until(c.due) < expressLeast {

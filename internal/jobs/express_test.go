@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -147,4 +148,37 @@ func TestExpressStops(t *testing.T) {
 		t.Errorf("%d jobs wait, want 1", n)
 	}
 	w.river.express.stop() // again
+}
+
+// What is to be read counts as what it will be: a campaign that is sent again, or revoked, is published in
+// batches like any other.
+func TestExpressCountsWhatIsToBeRead(t *testing.T) {
+	t.Parallel()
+	ids, err := portal.NewIDs(500)
+	must(t, err)
+	e := newExpress(nil, nil, nil)
+	e.open = true
+	for i := range int64(10) {
+		e.put(commit{job: i, ranges: []portal.IDRange{ids}})
+	}
+	if e.size < 10*500<<10 {
+		t.Errorf("5,000 events count %d bytes", e.size)
+	}
+	if commits, more := e.take(false); len(commits) != expressEvents/500 || !more {
+		t.Errorf("%d commits at once, more: %t", len(commits), more)
+	}
+}
+
+// A panic is its commit's, and ends nothing.
+func TestExpressSurvivesAPanic(t *testing.T) {
+	t.Parallel()
+	w := database(t)
+	e := newExpress(&publisher{maker: eventMaker{baseURL: testBaseURL}}, nil, w.log) // without keys
+	rows := []portal.EventRow{{Kind: portal.LinkIssued, Link: &portal.Link{RequestID: "zebra"}}}
+	if done := e.serve(w.ctx, []commit{{job: 1, due: time.Now().Add(time.Hour), rows: rows, known: true}}); done != nil {
+		t.Errorf("done with %v", done)
+	}
+	if log := w.logs.String(); !strings.Contains(log, "publishing panicked") || strings.Contains(log, "zebra") {
+		t.Errorf("the log: %s", log)
+	}
 }

@@ -28,6 +28,7 @@ const (
 	// A transaction that waits (a lock, a connection half dead) is given up well within AckWait,
 	// or the redelivery would join the wait.
 	intakeDeadline = 10 * time.Second
+	intakeStop     = 5 * time.Second // what a stop leaves to what is fetched
 )
 
 // Intake takes requests off PORTAL_REQUESTS, has them issued, and only then acknowledges them.
@@ -73,9 +74,12 @@ func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 		defer close(batches)
 		in.fetchAll(ctx, consumer, batches)
 	}()
+	// Detached: what was fetched before the stop is served, and given back only if that takes too long.
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(intakeStop, cancel) })()
 	for batch := range batches {
-		// Detached: what was fetched before the stop is served, not given back.
-		in.serve(context.WithoutCancel(ctx), ctx, batch)
+		in.serve(serving, ctx, batch)
 	}
 }
 

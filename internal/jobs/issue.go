@@ -151,7 +151,7 @@ type part struct {
 // checks let through, each in its own, so that one bad request holds up no other and is rejected.
 func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item) []part {
 	err := s.Issue(ctx, items)
-	if err == nil || !portal.RefusesValue(err) {
+	if err == nil || !portal.RefusesValue(err) || lostRace(err) {
 		return []part{{items, err}}
 	}
 	if len(items) == 1 {

@@ -50,8 +50,11 @@ func (r *River) Room(ctx context.Context) bool {
 
 // openPublishJobs counts them, up to roomJobs.
 func (r *River) openPublishJobs(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	// Not those that failed: an event that can't be made fails for weeks, and while JetStream is away jobs are scheduled.
 	err = r.pool.QueryRow(ctx, `SELECT count(*) FROM (SELECT FROM river_job
-		WHERE state IN ('available', 'retryable', 'running', 'scheduled') AND queue = $1 LIMIT $2) j`, queueEvents, roomJobs).Scan(&n)
+		WHERE state IN ('available', 'running', 'scheduled') AND queue = $1 LIMIT $2) j`, queueEvents, roomJobs).Scan(&n)
 	if err != nil {
 		return 0, fmt.Errorf("count publish jobs: %w", err)
 	}

@@ -226,7 +226,7 @@ func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) 
 	s.Issuer.parse(item, item.Published.Truncate(time.Microsecond))
 	item.parsed = true
 	err = s.creates.Do(ctx, item)
-	if portal.RefusesValue(err) { // it was tried by itself, or the group would have gone apart
+	if portal.RefusesValue(err) && !lostRace(err) { // it was tried by itself, or the group would have gone apart
 		err = s.Issuer.reject(ctx, s.Log, item, err)
 	}
 	if err != nil {

@@ -89,6 +89,12 @@ func (r IDRange) At(i int) uuid.UUID {
 	return id
 }
 
+// Len is how many ids are in the range.
+func (r IDRange) Len() int {
+	place := func(id uuid.UUID) int { return int(id[14])<<8 | int(id[15]) }
+	return place(r.Last) - place(r.First) + 1
+}
+
 // OneID is the range of a single row.
 func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
 

@@ -27,6 +27,7 @@ type Store struct {
 	ends    Group[*clickEnd]
 
 	counting  chan struct{} // holds one while links of campaigns are counted
+	countLine chan struct{} // holds that one and those that wait for their turn
 	countTime time.Duration // how long that may take
 }
 
@@ -37,7 +38,7 @@ var PlannerSettings = map[string]string{"enable_seqscan": "off", "enable_hashjoi
 
 // NewStore returns a store that hands events to publish.
 func NewStore(pool *pgxpool.Pool, publish PublishFunc, now func() time.Time) *Store {
-	s := &Store{Pool: pool, Publish: publish, Now: now, counting: make(chan struct{}, 1), countTime: countTime}
+	s := &Store{Pool: pool, Publish: publish, Now: now, counting: make(chan struct{}, 1), countLine: make(chan struct{}, 3), countTime: countTime}
 	const most = 256 // rows of a transaction
 	// Two linger: in a group of theirs each commit has a publish job.
 	s.links = Group[*linkRead]{Commit: s.readLinks, Most: most}
