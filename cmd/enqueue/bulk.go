@@ -77,6 +77,9 @@ func (f *bulkFlags) check(file string) error {
 	case f.timeout < 0:
 		return cli.Usagef("--timeout must be above 0")
 	}
+	if out, err := os.Stat(f.out); f.dryRun && err == nil && out.Mode().IsRegular() {
+		return cli.Usagef("--out %s is there already, and a dry run would replace its links by none; give it another name", f.out)
+	}
 	in, err := os.Stat(file)
 	if err != nil {
 		return nil // opening tells
@@ -101,15 +104,38 @@ func (f *bulkFlags) run(cmd *cobra.Command, name string) error {
 		return err
 	}
 	if f.dryRun {
-		return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return bulk.Check(cmd.Context(), input, out) })
+		return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return dryRun(cmd.Context(), input, out) })
 	}
+	closed := make(chan error, 1)
 	// Without a buffer: what is published while the server is away is for the run to send again.
-	nc, err := connect(nats.ReconnectBufSize(-1))
+	nc, err := connect(nats.ReconnectBufSize(-1), nats.ClosedHandler(func(nc *nats.Conn) { closed <- nc.LastError() }))
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return f.send(cmd, nc, input, out, size) })
+	return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return f.send(cmd, nc, closed, input, out, size) })
+}
+
+// dryRun checks, and does not wait for a pipe that nothing comes out of, or goes into, once it is to stop.
+func dryRun(ctx context.Context, input bulk.Input, out io.Writer) (bulk.Summary, error) {
+	var summary bulk.Summary
+	var err error
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		summary, err = bulk.Check(ctx, input, out)
+	}()
+	select {
+	case <-checked:
+		return summary, err
+	case <-ctx.Done():
+	}
+	select {
+	case <-checked:
+		return summary, err
+	case <-time.After(time.Second):
+		return bulk.Summary{}, errors.New("stopped before the end of the file; nothing was sent")
+	}
 }
 
 // openInput opens the file, whose size is -1 where it is not known.
@@ -165,10 +191,14 @@ func (f *bulkFlags) withOut(cmd *cobra.Command, run func(io.Writer) (bulk.Summar
 			return fmt.Errorf("--out: %w", err)
 		}
 		summary, err = run(out)
-		if summary.Elapsed == 0 { // it did not begin
+		switch {
+		case summary.Elapsed == 0: // it did not begin
 			out.Discard()
-		} else {
-			err = errors.Join(err, out.Finish())
+		case err == nil && !summary.Stopped:
+			err = out.Finish()
+		default: // what was there before is worth more than half a file
+			kept, keepErr := out.Keep()
+			f.out, err = kept, errors.Join(err, keepErr)
 		}
 	}
 	if summary.Elapsed == 0 {
@@ -182,7 +212,7 @@ func (f *bulkFlags) withOut(cmd *cobra.Command, run func(io.Writer) (bulk.Summar
 }
 
 // send runs, shows how far it is, and gives up after --timeout.
-func (f *bulkFlags) send(cmd *cobra.Command, nc *nats.Conn, input bulk.Input, out io.Writer, size int64) (bulk.Summary, error) {
+func (f *bulkFlags) send(cmd *cobra.Command, nc *nats.Conn, closed <-chan error, input bulk.Input, out io.Writer, size int64) (bulk.Summary, error) {
 	opts := bulk.Options{Conn: nc, Input: input, Out: out}
 	if f.rate > 0 {
 		opts.Pace = rate.NewLimiter(rate.Limit(f.rate), max(1, int(f.rate/20))).Wait // bursts of 50 ms
@@ -195,6 +225,13 @@ func (f *bulkFlags) send(cmd *cobra.Command, nc *nats.Conn, input bulk.Input, ou
 	defer cancel(nil)
 	shown := newProgress(cmd.ErrOrStderr(), size)
 	ended := make(chan struct{})
+	go func() {
+		select {
+		case cause := <-closed: // for good: the server refuses us, for instance since a password was changed
+			cancel(fmt.Errorf("NATS has ended the connection (%v); mend that and run the same command again", cause))
+		case <-ended:
+		}
+	}()
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)

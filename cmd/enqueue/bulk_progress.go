@@ -91,6 +91,12 @@ func (p *progress) show(now time.Time, state *bulk.Progress) {
 // stalled says what a run waits for, and since when; nothing where it waits for its input only.
 func stalled(p *bulk.Progress) (what string, since time.Time) {
 	switch {
+	case p.Away && p.Unstored+p.Unanswered > 0:
+		since = p.AnswerDue
+		if p.AckSince.After(since) {
+			since = p.AckSince
+		}
+		return "the connection to NATS is lost; is the server up? It goes on once it is", since
 	case p.Unstored > 0:
 		what = "NATS does not confirm that it has stored requests"
 		if p.Trouble != "" {

@@ -348,7 +348,10 @@ func TestBulkStops(t *testing.T) {
 		if !interrupt && !strings.Contains(stderr.String(), "is 'worker run' up") {
 			t.Errorf("what it waited for is not said:\n%s", stderr.String())
 		}
-		rows := linksOf(t, readFile(t, out))
+		if _, err := os.Stat(out); err == nil {
+			t.Error("a file that is not complete has the name of one that is")
+		}
+		rows := linksOf(t, readFile(t, out+".partial"))
 		if len(rows) != 10 || !strings.Contains(rows[9]["error"], "run the same command again") {
 			t.Errorf("%v", rows)
 		}

@@ -130,6 +130,12 @@ click. Links that are made for the campaign later are not ended.`,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, args []string) error {
 			r.Campaign = args[0]
 			n, err := revoke(ctx, cmd, client, r)
+			if err == nil && n == 0 { // a name misspelt must not look like work done
+				var unknown *producer.ServiceError
+				if _, err := client.Campaign(ctx, r.Campaign); errors.As(err, &unknown) && unknown.Code == jobs.CodeNotFound {
+					return plain(err)
+				}
+			}
 			switch {
 			case err != nil:
 				return err

@@ -41,7 +41,10 @@ func compileHeader(columns []string, defaults Defaults) (*header, error) {
 		case errors.Is(err, errUnknown) && defaults.IgnoreUnknown:
 			continue
 		case errors.Is(err, errUnknown):
-			unknown = append(unknown, describe(i, name))
+			if len(unknown) < mostNamed {
+				name = describe(i, name)
+			}
+			unknown = append(unknown, name)
 			continue
 		case err != nil:
 			return nil, headerErrorf("column %d, %q: %v", i+1, name, err)
@@ -52,15 +55,24 @@ func compileHeader(columns []string, defaults Defaults) (*header, error) {
 		given[canonical] = i
 	}
 	if len(unknown) > 0 {
+		if more := len(unknown) - mostNamed; more > 0 {
+			unknown = append(unknown[:mostNamed], fmt.Sprintf("and %d more", more))
+		}
 		return nil, headerErrorf("the first line must name each column by a field of the request, and these are none: %s; rename them, or make one a "+
 			"metadata.… column, which comes back in every event, or let --ignore-unknown carry them to the output alone", strings.Join(unknown, ", "))
 	}
 	return h, h.settle(given)
 }
 
+// mostNamed bounds an error about columns.
+const mostNamed = 5
+
 func describe(column int, name string) string {
 	if name == "" {
 		return fmt.Sprintf("column %d (it has no name)", column+1)
+	}
+	if len(name) > 64 {
+		return fmt.Sprintf("column %d, %.40q…", column+1, name)
 	}
 	if meant := suggest(name); meant != "" {
 		return fmt.Sprintf("%q (did you mean %s?)", name, meant)

@@ -153,6 +153,8 @@ func readMembers(raw []byte) (m members, err error) {
 			}
 			m.session = value.Clone()
 			continue
+		case "link_url", "link_id", "error":
+			return m, fmt.Errorf("$.%s: is a member that the output adds, so this may be an earlier output: take the original file", key)
 		default:
 			m.dated = m.dated || key == "expires_at"
 			if err := dec.SkipValue(); err != nil {

@@ -2,6 +2,7 @@ package bulk
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,9 @@ func (r *Run) hear(ctx context.Context, stream, subject string, headersOnly bool
 type issued struct {
 	Data struct {
 		RequestID string `json:"request_id"`
+		Source    string `json:"source"`
+		Campaign  string `json:"campaign"`
+		Customer  string `json:"customer"`
 		LinkID    string `json:"link_id"`
 		URL       string `json:"url"`
 		ExpiresAt string `json:"expires_at"`
@@ -67,14 +71,35 @@ type issued struct {
 }
 
 func (r *Run) heardLink(msg jetstream.Msg) {
-	if id, known := requestID(msg.Data()); known && !r.window.asked(id) {
+	if id, known := requestID(msg.Data()); known && r.window.asked(id) == nil {
 		return // most of a busy stream ends here
 	}
 	var event issued
 	if err := json.Unmarshal(msg.Data(), &event); err != nil || event.Data.URL == "" {
 		return // not one of ours
 	}
+	if !event.answers(r.window.asked([]byte(event.Data.RequestID))) {
+		return
+	}
 	r.window.link(event.Data.RequestID, Result{URL: event.Data.URL, LinkID: event.Data.LinkID, ExpiresAt: event.Data.ExpiresAt})
+}
+
+// answers tells whether a link is for a request as the row has it. Another one under the same id, of an earlier file or
+// of somebody else, may be served while we wait: its link is another customer's, and ours will be rejected.
+func (e *issued) answers(body []byte) bool {
+	var request struct {
+		Source   string `json:"source"`
+		Campaign string `json:"campaign"`
+		Session  struct {
+			Customer        string `json:"customer"`
+			CustomerAccount string `json:"customer_account"`
+		} `json:"session"`
+	}
+	if err := json.Unmarshal(body, &request); err != nil {
+		return false // nor does the worker take it
+	}
+	d := &e.Data
+	return d.Source == request.Source && d.Campaign == request.Campaign && d.Customer == cmp.Or(request.Session.Customer, request.Session.CustomerAccount)
 }
 
 // idMark is what stands before the request's id in an event as the worker writes it. A quote within a string has a

@@ -8,7 +8,7 @@ import (
 )
 
 // OutFile is the file of links. Links are secrets, so it is its owner's alone. It is written beside its
-// place, as NAME.partial, and takes its place at the end: a file NAME is never half of what it should be.
+// place, as NAME.partial, and takes its place once it is complete: a file NAME is never half of what it should be.
 type OutFile struct {
 	*os.File
 	name string // empty = not a file that can be replaced, such as /dev/null
@@ -48,6 +48,9 @@ func (f *OutFile) Finish() error {
 	}
 	return os.Rename(f.File.Name(), f.name)
 }
+
+// Keep leaves a file that is not complete beside its place, and returns its name.
+func (f *OutFile) Keep() (string, error) { return f.File.Name(), errors.Join(f.Sync(), f.Close()) }
 
 // Discard gives up a file that nothing was written to.
 func (f *OutFile) Discard() {

@@ -67,7 +67,11 @@ func New(opts Options) (*Run, error) {
 }
 
 // Progress may be asked for at any time.
-func (r *Run) Progress() Progress { return r.window.progress() }
+func (r *Run) Progress() Progress {
+	p := r.window.progress()
+	p.Away = !r.opts.Conn.IsConnected()
+	return p
+}
 
 // Do runs until each row has its link or error, or ctx ends: that is no error, and the summary says Stopped. An error is
 // one that ended the run before its time: the file can't be read on, the output can't be written, the streams are not
@@ -90,9 +94,14 @@ func (r *Run) Do(ctx context.Context) (Summary, error) {
 	readErr := make(chan error, 1)
 	go func() { readErr <- r.feed(ctx) }()
 
-	writeErr := r.write()
+	written := make(chan error, 1)
+	go func() { written <- r.write() }()
+	writeErr, ok := awaitOutput(ctx, written)
 	cancel()
 	parts.Wait()
+	if !ok {
+		return Summary{Progress: r.Progress(), Elapsed: time.Since(begun), Stopped: true}, errOutputHangs
+	}
 	var inputErr error
 	complete := r.window.complete()
 	if complete {
@@ -101,6 +110,26 @@ func (r *Run) Do(ctx context.Context) (Summary, error) {
 	summary := r.report.summary(r.Progress(), time.Since(begun))
 	summary.Stopped = !complete || summary.Unfinished > 0
 	return summary, errors.Join(writeErr, inputErr)
+}
+
+// outputGrace is what a stop leaves to an output that is slow, such as a pipe that nobody reads.
+const outputGrace = 2 * time.Second
+
+var errOutputHangs = errors.New("the output takes nothing more; run the same command again, with an output that does")
+
+// awaitOutput waits for the writing to end; ok is false where that takes too long after a stop.
+func awaitOutput(ctx context.Context, written <-chan error) (err error, ok bool) {
+	select {
+	case err := <-written:
+		return err, true
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-written:
+		return err, true
+	case <-time.After(outputGrace):
+		return nil, false
+	}
 }
 
 // feed reads, and publishes. Only the file's end ends the window: after a stop, rows that nobody read are missing.
@@ -189,7 +218,7 @@ func (r *Run) retry(ctx context.Context) {
 func (r *Run) chase(ctx context.Context) {
 	var queue jetstream.Stream
 	for sleep(ctx, r.opts.Patience/10) {
-		rows, sequences := r.window.overdue(time.Now().Add(-r.opts.Patience))
+		rows, sequences := r.window.overdue(time.Now(), r.opts.Patience)
 		if len(rows) > 0 && queue == nil {
 			queue, _ = r.js.Stream(ctx, jobs.RequestsStream) // else at the next look
 		}

@@ -59,7 +59,7 @@ func worker(t *testing.T, js jetstream.JetStream, reply func(id string, tries in
 
 func linkOf(t *testing.T, id string) *nats.Msg {
 	t.Helper()
-	inner, err := json.Marshal(jobs.IssuedData{EventData: jobs.EventData{RequestID: id, Metadata: json.RawMessage("{}")}, URL: "https://x/l/" + id})
+	inner, err := json.Marshal(jobs.IssuedData{EventData: jobs.EventData{RequestID: id, Source: spring.Source, Campaign: spring.Campaign, Customer: "cus_" + strings.TrimPrefix(id, "r"), Metadata: json.RawMessage("{}")}, URL: "https://x/l/" + id})
 	must(t, err)
 	body, err := json.Marshal(notify.NewEvent("1", "https://x", string(portal.LinkIssued), "link", time.Now(), inner))
 	must(t, err)
@@ -160,7 +160,7 @@ type generator struct {
 func (g *generator) Read() (*Row, error) {
 	n := g.read.Add(1)
 	id := fmt.Sprintf("g%d", n)
-	return &Row{Line: int(n), Raw: make([]byte, g.size), ID: id, Source: "campaign", Body: []byte(`{"id":"` + id + `"}`)}, nil
+	return &Row{Line: int(n), Raw: make([]byte, g.size), ID: id, Source: "campaign", Body: []byte(`{"id":"` + id + `","source":"campaign","campaign":"spring","session":{"customer":"cus_` + id + `"}}`)}, nil
 }
 func (g *generator) Offset() int64 { return g.read.Load() }
 
@@ -371,5 +371,78 @@ func TestRequestIDIsFoundWithoutDecoding(t *testing.T) {
 		if id, known := requestID(linkOf(t, c.id).Data); known != c.known || known && string(id) != c.id {
 			t.Errorf("%q: %q, %t", c.id, id, known)
 		}
+	}
+}
+
+// Invariant 2: a link of another request under the same id is another customer's, and no row's.
+func TestLinkOfAnothersRequest(t *testing.T) {
+	t.Parallel()
+	nc, js := setup(t)
+	worker(t, js, func(id string, _ int, msg jetstream.Msg) []*nats.Msg {
+		meta, err := msg.Metadata()
+		must(t, err)
+		if id != "r3" {
+			return []*nats.Msg{linkOf(t, id)}
+		}
+		others := linkOf(t, id)
+		others.Data = bytes.Replace(others.Data, []byte("cus_3"), []byte("cus_other"), 1)
+		return []*nats.Msg{others, rejection(meta.Sequence.Stream)}
+	})
+	run, err := New(Options{Conn: nc, Input: file(t, 10)})
+	must(t, err)
+	if s, err := run.Do(soon(t)); err != nil || s.Issued != 9 || s.Rejected != 1 || s.Failures[0].Line != 5 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// A stop does not wait for an output that nobody reads.
+func TestStopBesideAnOutputThatHangs(t *testing.T) {
+	t.Parallel()
+	nc, js := setup(t)
+	worker(t, js, func(id string, _ int, _ jetstream.Msg) []*nats.Msg { return []*nats.Msg{linkOf(t, id)} })
+	ctx, stop := context.WithCancel(soon(t))
+	out := &hangingOutput{begun: stop, ended: make(chan struct{})}
+	t.Cleanup(func() { close(out.ended) })
+	run, err := New(Options{Conn: nc, Input: file(t, 10), Out: out})
+	must(t, err)
+	if s, err := run.Do(ctx); !errors.Is(err, errOutputHangs) || !s.Stopped {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// hangingOutput tells that a write has begun, which lasts until ended.
+type hangingOutput struct {
+	begun func()
+	ended chan struct{}
+}
+
+func (o *hangingOutput) Write(p []byte) (int, error) {
+	o.begun()
+	<-o.ended
+	return len(p), nil
+}
+
+// What is about to be sent again is not stored, and no try postpones when the answer was due.
+func TestProgressOfWhatIsSentAgain(t *testing.T) {
+	t.Parallel()
+	w := newWindow(10, 1<<20)
+	e, _, _ := w.admit(&Row{ID: "a", Body: []byte("{}")}, 10)
+	w.sending(e)
+	due := w.progress().AnswerDue
+	w.lost(0, io.ErrUnexpectedEOF)
+	if rows, failed, _ := w.todo(); len(rows) != 1 || !failed || w.progress().Unstored != 1 {
+		t.Errorf("%d rows, failed: %t, %d unstored", len(rows), failed, w.progress().Unstored)
+	}
+	w.sending(e)
+	w.acked(0, 1)
+	if now := w.progress().AnswerDue; !now.Equal(due) {
+		t.Errorf("the answer was due at %v, and now at %v", due, now)
+	}
+	w.renew(e)
+	if rows, _ := w.overdue(e.sentAt.Add(3*time.Minute), 2*time.Minute); len(rows) != 0 {
+		t.Error("the second try comes as soon as the first")
+	}
+	if rows, _ := w.overdue(e.sentAt.Add(5*time.Minute), 2*time.Minute); len(rows) != 1 {
+		t.Error("no second try")
 	}
 }

@@ -15,10 +15,12 @@ type entry struct {
 
 	done     bool      // it has its result
 	stored   bool      // JetStream has its request
-	sentAt   time.Time // last; zero while it waits behind another row of its id
+	begun    time.Time // when it was first sent; zero while it waits behind another row of its id
+	sentAt   time.Time // when it was last
 	attempt  int       // goes into the message's id: a new one is a new message
 	sequence []uint64  // in PORTAL_REQUESTS
 	behind   *entry    // the next row of the same id
+	last     *entry    // of the row under way: the last one behind it
 }
 
 // window is what is between input and output. All of it is guarded by one lock; nothing that waits or calls
@@ -39,6 +41,7 @@ type window struct {
 	early      rejections // of sequences that are nobody's yet: the ack may be on its way
 	unacked    int
 	failed     []*entry // not stored: to be published again
+	retrying   int      // those that retry has in hand
 	held       []*entry // were behind another, and are to be published now
 	counts     Progress
 }
@@ -58,6 +61,7 @@ type Progress struct {
 	AckSince   time.Time // the last ack, or the run's beginning
 	AnswerDue  time.Time // the last answer, or when the oldest row was sent, whichever came later
 	Trouble    string    // why the last publish failed; empty once one has succeeded since
+	Away       bool      // there is no connection to NATS
 }
 
 func newWindow(maxRows, maxBytes int) *window {
@@ -102,10 +106,11 @@ func (w *window) admit(row *Row, maxUnacked int) (e *entry, publish, ok bool) {
 		w.byID[row.ID] = e
 		return e, true, true
 	}
-	for before.behind != nil {
-		before = before.behind
+	last := before
+	if before.last != nil {
+		last = before.last
 	}
-	before.behind = e
+	last.behind, before.last = e, e
 	return e, false, true
 }
 
@@ -140,6 +145,7 @@ func (w *window) answer(e *entry, r Result) {
 			delete(w.byID, e.ID)
 			return
 		}
+		next.last = e.last
 		if !bytes.Equal(next.Body, e.Body) {
 			w.byID[e.ID] = next
 			w.held = append(w.held, next)
@@ -153,16 +159,19 @@ func (w *window) answer(e *entry, r Result) {
 func (w *window) link(requestID string, r Result) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if e := w.byID[requestID]; e != nil && !e.sentAt.IsZero() {
+	if e := w.byID[requestID]; e != nil && !e.begun.IsZero() {
 		w.answer(e, r)
 	}
 }
 
-// asked tells whether a row of this id is under way.
-func (w *window) asked(requestID []byte) bool {
+// asked returns the request of this id that is under way, or nil.
+func (w *window) asked(requestID []byte) []byte {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.byID[string(requestID)] != nil
+	if e := w.byID[string(requestID)]; e != nil {
+		return e.Body
+	}
+	return nil
 }
 
 // reject takes a rejection to the row of its place in the stream, or keeps it for the ack that may follow.
@@ -171,7 +180,7 @@ func (w *window) reject(sequence uint64, r Result) {
 	defer w.mu.Unlock()
 	if e := w.bySequence[sequence]; e != nil {
 		w.answer(e, r)
-	} else if w.unacked > 0 || len(w.failed) > 0 {
+	} else if w.unstored() > 0 {
 		w.early.keep(sequence, r)
 	}
 }
@@ -185,6 +194,9 @@ func (w *window) sending(e *entry) (attempt int, ok bool) {
 	}
 	w.unacked++
 	e.sentAt = time.Now()
+	if e.begun.IsZero() {
+		e.begun = e.sentAt
+	}
 	return e.attempt, true
 }
 
@@ -236,21 +248,25 @@ func (w *window) at(number int64) *entry {
 func (w *window) todo() (rows []*entry, failed bool, lastAck time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.retrying = 0
 	if !w.wait(func() bool { return len(w.failed)+len(w.held) > 0 }) {
 		return nil, false, time.Time{}
 	}
 	rows, failed = append(w.held, w.failed...), len(w.failed) > 0
-	w.held, w.failed = nil, nil
+	w.held, w.failed, w.retrying = nil, nil, len(w.failed)
 	return rows, failed, w.counts.AckSince
 }
 
-// overdue are the stored rows that have waited for their answer since a time, oldest first, each with its last
-// place in the stream.
-func (w *window) overdue(since time.Time) (rows []*entry, sequences []uint64) {
+// unstored is how many messages are without an ack, or about to be sent again; some may count twice.
+func (w *window) unstored() int { return w.unacked + len(w.failed) + w.retrying }
+
+// overdue are the stored rows that have waited for their answer for longer than patience, which doubles with each try, up
+// to 16 times: each costs the worker a row in its audit. Oldest first, each with its last place in the stream.
+func (w *window) overdue(now time.Time, patience time.Duration) (rows []*entry, sequences []uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, e := range w.rows {
-		if !e.done && len(e.sequence) > 0 && e.sentAt.Before(since) {
+		if !e.done && len(e.sequence) > 0 && now.Sub(e.sentAt) > patience<<min(e.attempt, 4) {
 			rows, sequences = append(rows, e), append(sequences, e.sequence[len(e.sequence)-1])
 		}
 	}
@@ -312,7 +328,7 @@ func (w *window) rest() (out []*entry) {
 		if !e.done {
 			w.counts.Unfinished++
 			e.result.Err = "not sent; run the same command again"
-			if e.stored {
+			if !e.begun.IsZero() { // an ack on its way, or one that got lost, makes no difference: it may be served
 				e.result.Err = "sent, and not answered yet; run the same command again"
 			}
 		}
@@ -336,9 +352,9 @@ func (w *window) progress() Progress {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	p := w.counts
-	p.Unstored, p.Unanswered = w.unacked+len(w.failed), len(w.bySequence)
-	if len(w.rows) > 0 && w.rows[0].sentAt.After(p.AnswerDue) {
-		p.AnswerDue = w.rows[0].sentAt
+	p.Unstored, p.Unanswered = w.unstored(), len(w.bySequence)
+	if len(w.rows) > 0 && w.rows[0].begun.After(p.AnswerDue) {
+		p.AnswerDue = w.rows[0].begun
 	}
 	return p
 }
