@@ -199,6 +199,7 @@ func (d *dev) startPostgres(ctx context.Context) error {
 func (d *dev) startNATS(ctx context.Context) error {
 	if os.Getenv("NATS_URL") != "" || os.Getenv(config.Prefix+"_NATS_URL") != "" {
 		d.page.NATS = "yours, of NATS_URL"
+		fmt.Fprintln(d.out, "NATS is yours, of NATS_URL; unset it for one of dev's own")
 		return nil
 	}
 	// The server opens its port by itself, so the port is found free and then given to it.
