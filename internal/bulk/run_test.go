@@ -193,6 +193,9 @@ func TestReadingPauses(t *testing.T) {
 		}
 		cancel()
 		s := <-done
+		for stored(t, js) < c.want { // they are on their way
+			runtime.Gosched()
+		}
 		if s.Unfinished != c.want || !s.Stopped || in.read.Load() != int64(c.want)+1 || stored(t, js) != c.want {
 			t.Errorf("%+v: %+v, %d read", c, s, in.read.Load())
 		}
@@ -218,7 +221,9 @@ func TestPace(t *testing.T) {
 	if s, err := run.Do(ctx); err != nil || s.Rows != 6 || !s.Stopped {
 		t.Errorf("%+v, %v", s, err)
 	}
-	must(t, nc.Flush())
+	for stored(t, js) < 5 { // they are on their way
+		runtime.Gosched()
+	}
 	if n := stored(t, js); n != 5 {
 		t.Errorf("%d requests are stored", n)
 	}
