@@ -19,9 +19,6 @@ type CampaignRequest struct {
 	Campaign string `json:"campaign"`
 }
 
-// ValidCampaign tells whether a link can be of a campaign of this name.
-func ValidCampaign(name string) bool { return campaignPattern.MatchString(name) }
-
 func (s *Service) answerCampaigns(ctx context.Context, body []byte) (any, error) {
 	r := CampaignsRequest{Limit: DefaultCampaigns}
 	if err := json.Unmarshal(body, &r, json.RejectUnknownMembers(true)); err != nil {

@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -12,12 +11,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/riverqueue/river"
 
 	"latchkey/internal/portal"
 )
@@ -95,19 +92,56 @@ func (s *Issuer) issue(ctx context.Context, items []*Item, begin func(*portal.Tx
 		}
 		item.parsed = false // another try parses anew
 	}
+	if err := s.issueNew(ctx, items, begin, now); err != nil {
+		return err
+	}
+	return s.issueRest(ctx, items, begin, now)
+}
+
+// issueNew makes the links of those request ids that have none.
+func (s *Issuer) issueNew(ctx context.Context, items []*Item, begin func(*portal.Tx) error, now time.Time) error {
 	for try := 1; ; try++ {
+		batch := newBatch(items)
+		if len(batch) == 0 {
+			return nil
+		}
 		err := portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
 			if err := begin(tx); err != nil {
 				return err
 			}
-			return s.write(ctx, tx, items, now)
+			return s.insertNew(ctx, tx, batch, now)
 		})
 		// InTx has committed: durable are links, audit rows and jobs. A crash here means a redelivery,
 		// which adds nothing.
-		if try == raceTries || !lostRace(err) {
+		if err == nil || try == raceTries || !lostRace(err) {
 			return err
 		}
 	}
+}
+
+// issueRest answers what got no link by issueNew: repeats and rejected requests. It is a transaction of its own, so
+// that a batch of new requests, as most are, needs to wait for no answer before its commit.
+func (s *Issuer) issueRest(ctx context.Context, items []*Item, begin func(*portal.Tx) error, now time.Time) error {
+	var rest []*Item
+	for _, item := range items {
+		if item.Repeat || item.Rejection != nil {
+			rest = append(rest, item)
+		}
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	return portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error {
+		if err := begin(tx); err != nil {
+			return err
+		}
+		if err := s.findRepeats(ctx, tx, rest); err != nil {
+			return err
+		}
+		return s.appendRest(ctx, tx, rest, now)
+	})
+	// InTx has committed: durable are the audit rows, and the publish job of repeats. After a crash before that, a
+	// redelivery finds what issueNew made, and comes here again.
 }
 
 // raceTries are for transactions that lost a race; whoever won it has committed, so one more mostly does.
@@ -117,28 +151,6 @@ const raceTries = 3
 func lostRace(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && pg.Code == "23505" && pg.ConstraintName == "links_request_id_key"
-}
-
-// write makes the rows and jobs of a batch, in two round trips where all of it is new: the job that publishes
-// the new links' events goes along with the links, before it is known which of them are new. Not each id
-// that it names needs to have a row.
-func (s *Issuer) write(ctx context.Context, tx *portal.Tx, items []*Item, now time.Time) error {
-	ids, err := portal.NewIDs(len(items))
-	if err != nil {
-		return err
-	}
-	if s.insertLinks(tx, items, now) > 0 {
-		if err := s.Publish(ctx, tx, ids); err != nil {
-			return err
-		}
-		if err := tx.Await(ctx); err != nil {
-			return err
-		}
-	}
-	if err := s.findRepeats(ctx, tx, items); err != nil {
-		return err
-	}
-	return s.appendAudit(ctx, tx, items, ids, now)
 }
 
 // part is a run of items that shared a transaction.
@@ -189,7 +201,8 @@ func (s *Issuer) parse(item *Item, now time.Time) {
 		item.Rejection = &Rejection{InvalidField, "$: can't be stored"}
 	}
 	if item.expired() { // perhaps it was served while its time had not come
-		item.hash, _ = req.hash()
+		spelt, _ := req.spell()
+		item.hash = spelt.hash
 	}
 }
 
@@ -198,26 +211,11 @@ func (i *Item) expired() bool { return i.Rejection != nil && i.Rejection.Code ==
 // prepare makes the link of an item whose request has passed its checks.
 func (s *Issuer) prepare(item *Item, now time.Time) error {
 	req := item.Request
-	var err error
-	if item.hash, err = req.hash(); err != nil {
-		return err
-	}
-	session, err := json.Marshal(req.Session)
+	spelt, err := req.spell()
 	if err != nil {
 		return err
 	}
-	metadata := []byte("{}")
-	if len(req.Metadata) > 0 {
-		if metadata, err = json.Marshal(req.Metadata); err != nil {
-			return err
-		}
-	}
-	item.deliver = nil
-	if len(req.Deliver) > 0 {
-		if item.deliver, err = json.Marshal(req.Deliver); err != nil {
-			return err
-		}
-	}
+	item.hash, item.deliver = spelt.hash, spelt.deliver
 	expires, err := req.Expiry(s.Rules, now)
 	if err != nil {
 		return err
@@ -229,78 +227,12 @@ func (s *Issuer) prepare(item *Item, now time.Time) error {
 	item.Link = &portal.Link{
 		ID: id, RequestID: req.ID, Source: req.Source, Campaign: req.Campaign,
 		Customer: req.Session.CustomerID(), StripeAccount: req.StripeAccount,
-		Session: session, Metadata: metadata, KeyID: s.Keys.SignerID(), CreatedAt: now, ExpiresAt: expires,
+		Session: spelt.session, Metadata: spelt.metadata, KeyID: s.Keys.SignerID(), CreatedAt: now, ExpiresAt: expires,
 	}
 	if req.MaxSessions != nil {
 		item.Link.MaxSessions = *req.MaxSessions
 	}
 	return nil
-}
-
-// insertLinks writes one row for each request id that has none, and marks the other items as
-// repeats, once tx has its answer; it returns how many rows it tries. Rows go in by request id, so that two
-// batches with the same ids can't deadlock.
-func (s *Issuer) insertLinks(tx *portal.Tx, items []*Item, now time.Time) (tried int) {
-	byID := map[string]*Item{} // the first of each id in this batch
-	var batch []*Item
-	for _, item := range items {
-		if item.Rejection != nil {
-			continue
-		}
-		item.Repeat = true
-		if byID[item.Link.RequestID] == nil {
-			byID[item.Link.RequestID] = item
-			batch = append(batch, item)
-		}
-	}
-	if len(batch) == 0 {
-		return 0
-	}
-	slices.SortFunc(batch, func(a, b *Item) int { return cmp.Compare(a.Link.RequestID, b.Link.RequestID) })
-	n := len(batch)
-	ids, hashes := make([][16]byte, n), make([][]byte, n) // ids as bytes: pgx would take a uuid.UUID by its Value, a string
-	requests, sources, customers := make([]string, n), make([]string, n), make([]string, n)
-	campaigns, accounts := make([]string, n), make([]string, n)
-	sessions, metadata := make([]string, n), make([]string, n)
-	delivers, roots := make([]string, n), make([]*[16]byte, n)
-	keys, limits := make([]int16, n), make([]int32, n)
-	published, expires := make([]time.Time, n), make([]time.Time, n)
-	for i, item := range batch {
-		l := item.Link
-		ids[i], hashes[i], requests[i], sources[i], customers[i] = l.ID, item.hash, l.RequestID, l.Source, l.Customer
-		campaigns[i], accounts[i], sessions[i], metadata[i] = l.Campaign, l.StripeAccount, string(l.Session), string(l.Metadata)
-		keys[i], limits[i], published[i], expires[i] = int16(l.KeyID), int32(l.MaxSessions), item.Published, l.ExpiresAt
-		delivers[i] = string(item.deliver)
-		if item.renewalOf != uuid.Nil {
-			roots[i] = (*[16]byte)(&item.renewalOf)
-		}
-	}
-	// Not ON CONFLICT: it writes each row twice, in case that another one is quicker, and took a fifth more of
-	// Postgres' time. Where one is quicker, the whole transaction begins again (lostRace).
-	tx.QueryLater(func(rows pgx.Rows) error {
-		made, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return fmt.Errorf("insert links: %w", err)
-		}
-		for _, id := range made {
-			byID[id].Repeat = false
-		}
-		return nil
-	}, `
-		INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, stripe_account,
-			session, metadata, key_id, max_sessions, created_at, expires_at, deliver, renewal_of)
-		SELECT id, request_id, request_hash, published_at, source, nullif(campaign, ''), customer, nullif(account, ''),
-			session::jsonb, metadata::jsonb, key_id, nullif(max_sessions, 0), $1, expires_at,
-			nullif(deliver, '')::jsonb, renewal_of
-		FROM unnest($2::uuid[], $3::text[], $4::bytea[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::text[],
-			$10::text[], $11::text[], $12::smallint[], $13::int[], $14::timestamptz[], $15::text[], $16::uuid[])
-			AS t (id, request_id, request_hash, published_at, source, campaign, customer, account,
-				session, metadata, key_id, max_sessions, expires_at, deliver, renewal_of)
-		WHERE NOT EXISTS (SELECT FROM links l WHERE l.request_id = t.request_id)
-		RETURNING request_id`,
-		now, ids, requests, hashes, published, sources, campaigns, customers, accounts,
-		sessions, metadata, keys, limits, expires, delivers, roots)
-	return n
 }
 
 // findRepeats reads the links that were there before (or came from this batch's first item of the
@@ -354,15 +286,10 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 	return nil
 }
 
-var noDetail = []byte("{}")
-
-// appendAudit writes the batch's audit rows, those of new links under ids, a job for each delivery of a new
-// link, and one that publishes the events of repeats.
-func (s *Issuer) appendAudit(ctx context.Context, tx *portal.Tx, items []*Item, ids portal.IDRange, now time.Time) error {
-	var fresh, derived []portal.AuditEvent
-	var rows []portal.EventRow // of fresh
+// appendRest writes the audit rows of repeats and of rejected requests, and the job that publishes those of repeats.
+func (s *Issuer) appendRest(ctx context.Context, tx *portal.Tx, items []*Item, now time.Time) error {
+	var events []portal.AuditEvent
 	var repeats []portal.IDRange
-	var deliver []river.InsertManyParams
 	for _, item := range items {
 		e := portal.AuditEvent{ID: item.MessageID, At: now, RequestID: item.Request.ID}
 		switch {
@@ -371,34 +298,20 @@ func (s *Issuer) appendAudit(ctx context.Context, tx *portal.Tx, items []*Item, 
 			e.Detail = map[string]any{"code": item.Rejection.Code, "reason": item.Rejection.Reason}
 		case item.redelivery:
 			continue
-		case item.Repeat:
+		default:
 			// The producer asked again, so it hears again: the row's event is link.issued once more.
 			e.Kind, e.LinkID = portal.RequestDuplicate, item.Link.ID
 			repeats = append(repeats, portal.OneID(e.ID))
-		default:
-			e.Kind, e.LinkID, e.ID = portal.LinkIssued, item.Link.ID, ids.At(len(fresh))
-			fresh = append(fresh, e)
-			rows = append(rows, portal.EventRow{ID: e.ID, At: now, Kind: e.Kind, LinkID: e.LinkID, Detail: noDetail, Link: item.Link})
-			deliver = append(deliver, deliveryJobs(e.ID, item.Request)...)
-			continue
 		}
-		derived = append(derived, e)
+		events = append(events, e)
 	}
-	tx.HandOver(ids, rows) // none, where none is new
-	if len(deliver) > 0 {
-		if err := s.Deliver(ctx, tx, deliver); err != nil {
-			return err
-		}
+	// By id, as links go in by request id: these ids are the messages' own, and two workers that serve the same ones
+	// in another order must not wait for each other.
+	slices.SortFunc(events, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
+	if err := portal.InsertAuditOnce(ctx, tx, events); err != nil || len(repeats) == 0 {
+		return err
 	}
-	if len(repeats) > 0 {
-		if err := s.Publish(ctx, tx, repeats...); err != nil {
-			return err
-		}
-	}
-	// By id, as links go in by request id: the ids of rejections and duplicates are the messages'
-	// own, and two workers that serve the same ones in another order must not wait for each other.
-	slices.SortFunc(derived, func(a, b portal.AuditEvent) int { return bytes.Compare(a.ID[:], b.ID[:]) })
-	return errors.Join(portal.InsertAudit(ctx, tx, fresh), portal.InsertAuditOnce(ctx, tx, derived))
+	return s.Publish(ctx, tx, repeats...)
 }
 
 // IssuedData is the data of link.issued, and the answer to a synchronous create.

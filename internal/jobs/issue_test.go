@@ -278,7 +278,7 @@ func TestInvariant2TwoAtTheSameTime(t *testing.T) {
 	written, release := make(chan struct{}), make(chan struct{})
 	slow := w.newIssuer(w.pool)
 	slow.Publish = func(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
-		err := w.river.Publish(ctx, tx, rows...)
+		err := errors.Join(w.river.Publish(ctx, tx, rows...), tx.Await(ctx))
 		written <- struct{}{}
 		<-release
 		return err

@@ -62,10 +62,13 @@ func (s *Issuer) renew(ctx context.Context, tx *portal.Tx, id uuid.UUID, v *port
 	if err := s.prepare(item, now); err != nil {
 		return err
 	}
-	if err := s.write(ctx, tx, []*Item{item}, now); err != nil {
+	if err := s.insertNew(ctx, tx, newBatch([]*Item{item}), now); err != nil {
 		return err
 	}
-	if item.Repeat || item.Rejection != nil { // ids of producers and of renewals are one namespace
+	if err := tx.Await(ctx); err != nil {
+		return err
+	}
+	if item.Repeat { // ids of producers and of renewals are one namespace
 		return fmt.Errorf("renew link %s: a request took the id %s before", id, req.ID)
 	}
 	return s.appendRenewed(ctx, tx, old, item.Link.ID, v, now)

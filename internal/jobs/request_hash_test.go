@@ -2,8 +2,10 @@ package jobs
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -42,9 +44,9 @@ func hashOf(t testing.TB, body string) []byte {
 	var req Request
 	must(t, jsonv2.Unmarshal([]byte(body), &req, jsonv2.RejectUnknownMembers(true)))
 	req.dropNulls()
-	hash, err := req.hash()
+	spelt, err := req.spell()
 	must(t, err)
-	return hash
+	return spelt.hash
 }
 
 func TestHashIsOfTheContentNotItsSpelling(t *testing.T) {
@@ -116,12 +118,30 @@ func TestHashIsStable(t *testing.T) {
 	}
 }
 
+// wholeHash is the hash by its definition.
+func wholeHash(t testing.TB, r *Request) []byte {
+	t.Helper()
+	spelt := *r
+	spelt.Deliver = slices.Clone(r.Deliver)
+	for i := range spelt.Deliver {
+		if d := &spelt.Deliver[i]; len(d.Data) > 0 {
+			d.Data = d.Data.Clone()
+			must(t, d.Data.Canonicalize())
+		}
+	}
+	body, err := jsonv2.Marshal(&spelt, jsonv2.Deterministic(true))
+	must(t, err)
+	sum := sha256.Sum256(body)
+	return sum[:]
+}
+
 func FuzzParseRequest(f *testing.F) {
 	for _, seed := range []string{
 		contractRequest, string(request("r1")), "", "{}", "null", "[]", `{"id":"\ud800"}`, "{\"id\":\"\xff\"}", `{"id":"a\u0000"}`,
 		`{"id":"r","source":"x","session":{"customer":"cus_1"},"deliver":[{"channel":"email","to":"a@b.c","data":{"a":1e400}}]}`,
 		`{"id":"r","source":"x","session":{"customer":"cus_1","expand":[null]},"expires_at":"2026-11-20T12:00:00.000000001Z"}`,
 		`{"id":"r","source":"x","session":{"customer":"cus_1"},"expires_in":"9223372036854775807ns","metadata":{"🦓":"🦓"}}`,
+		`{"id":"<&\u2028>","source":"x","session":{"customer":"cus_1"},"metadata":{"<":"&\u2029","a\"":"\\","é":"\u0001"},"max_sessions":7,"livemode":false}`,
 		`{"session":{"flow_data":{"type":"subscription_update_confirm","subscription_update_confirm":{"items":[{"quantity":1e99}]}}}}`,
 	} {
 		f.Add([]byte(seed))
@@ -141,12 +161,15 @@ func FuzzParseRequest(f *testing.F) {
 		if err != nil {
 			t.Fatalf("accepted once, then not: %v\n%s", err, again)
 		}
-		first, err := req.hash()
+		first, err := req.spell()
 		must(t, err)
-		second, err := repeat.hash()
+		second, err := repeat.spell()
 		must(t, err)
-		if !bytes.Equal(first, second) {
+		if !bytes.Equal(first.hash, second.hash) {
 			t.Errorf("another hash for\n%s", again)
+		}
+		if want := wholeHash(t, req); !bytes.Equal(first.hash, want) {
+			t.Errorf("the hash is not of the whole request, put together, of\n%s", again)
 		}
 	})
 }

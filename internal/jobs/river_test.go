@@ -2,10 +2,12 @@ package jobs
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/riverqueue/river"
 
 	"latchkey/internal/portal"
 )
@@ -43,5 +45,36 @@ func TestSweeperRunsAtStart(t *testing.T) {
 	}
 	if n := w.count(`SELECT sum(sessions_reserved) FROM links`); n != 1 {
 		t.Errorf("%d uses reserved, want 1", n)
+	}
+}
+
+// The publish job's row is what River would have written for the same arguments, in every column but its id and times.
+func TestPublishJobIsRivers(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	ids, err := portal.NewIDs(3)
+	must(t, err)
+	row := func() (columns string, due time.Time) {
+		must(t, w.owner.QueryRow(w.ctx, `DELETE FROM river_job j
+			RETURNING (to_jsonb(j) - '{id,created_at,scheduled_at}'::text[])::text, scheduled_at`).Scan(&columns, &due))
+		return columns, due
+	}
+	for _, state := range []string{"available", "scheduled"} {
+		var opts river.InsertOpts
+		if state == "scheduled" { // as where express is at work
+			w.river.express.open = true
+			opts.ScheduledAt = time.Now().Add(publishLater)
+		}
+		must(t, portal.InTx(w.ctx, w.pool, func(tx *portal.Tx) error { return w.river.Publish(w.ctx, tx, ids) }))
+		ours, due := row()
+		_, err := w.river.client.Insert(w.ctx, PublishArgs{Rows: []portal.IDRange{ids}}, &opts)
+		must(t, err)
+		rivers, riversDue := row()
+		if ours != rivers || !strings.Contains(ours, `"state": "`+state+`"`) {
+			t.Errorf("the publish job is\n%s\nRiver's\n%s", ours, rivers)
+		}
+		if apart := riversDue.Sub(due).Abs(); apart > time.Minute {
+			t.Errorf("%s: due %s apart", state, apart)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package portal
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -89,11 +88,9 @@ func (c *checker) flow(at string, f *FlowData) {
 	}
 	c.enum(at+".type", f.Type, "payment_method_update", "customer_update", "subscription_cancel",
 		"subscription_update", "subscription_update_confirm")
-	c.only(at, "type", f.Type, map[string]bool{
-		"subscription_cancel":         f.SubscriptionCancel != nil,
-		"subscription_update":         f.SubscriptionUpdate != nil,
-		"subscription_update_confirm": f.SubscriptionUpdateConfirm != nil,
-	})
+	c.goesWith(at, "subscription_cancel", f.SubscriptionCancel != nil, f.Type)
+	c.goesWith(at, "subscription_update", f.SubscriptionUpdate != nil, f.Type)
+	c.goesWith(at, "subscription_update_confirm", f.SubscriptionUpdateConfirm != nil, f.Type)
 	switch f.Type {
 	case "subscription_cancel":
 		if c.required(at+".subscription_cancel", f.SubscriptionCancel != nil) {
@@ -155,10 +152,8 @@ func (c *checker) afterCompletion(at string, a *AfterCompletion) {
 		return
 	}
 	c.enum(at+".type", a.Type, "hosted_confirmation", "portal_homepage", "redirect")
-	c.only(at, "type", a.Type, map[string]bool{
-		"hosted_confirmation": a.HostedConfirmation != nil,
-		"redirect":            a.Redirect != nil,
-	})
+	c.goesWith(at, "hosted_confirmation", a.HostedConfirmation != nil, a.Type)
+	c.goesWith(at, "redirect", a.Redirect != nil, a.Type)
 	if a.HostedConfirmation != nil {
 		c.length(at+".hosted_confirmation.custom_message", a.HostedConfirmation.CustomMessage, 500)
 	}
@@ -200,12 +195,10 @@ func (c *checker) enum(path, value string, allowed ...string) {
 	}
 }
 
-// only refuses a sub-object of another type than the one chosen.
-func (c *checker) only(at, field, chosen string, present map[string]bool) {
-	for _, name := range slices.Sorted(maps.Keys(present)) {
-		if present[name] && name != chosen {
-			c.fail(at+"."+name, "goes with "+field+" "+name+" only", "another "+field)
-		}
+// goesWith refuses a sub-object of another type than the one chosen.
+func (c *checker) goesWith(at, name string, there bool, chosen string) {
+	if there && name != chosen {
+		c.fail(at+"."+name, "goes with type "+name+" only", "another type")
 	}
 }
 

@@ -28,10 +28,7 @@ func InTx(ctx context.Context, pool *pgxpool.Pool, f func(tx *Tx) error) error {
 	defer conn.Release() // closes a connection whose transaction is open still
 	tx := &Tx{conn: conn.Conn(), unsent: &pgx.Batch{}}
 	tx.unsent.Queue("begin")
-	if err = f(tx); err == nil {
-		err = tx.Await(ctx)
-	}
-	if err == nil {
+	if err = cmp.Or(f(tx), tx.failed); err == nil {
 		err = tx.Commit(ctx)
 	}
 	err = cmp.Or(tx.failed, err) // the first that failed: what was sent behind it only says so
@@ -81,8 +78,9 @@ func (tx *Tx) HandedOver(ranges ...IDRange) (rows []EventRow, ok bool) {
 	return rows, true
 }
 
-// QueryLater sends a query along with the next one that waits for an answer, before which read gets
-// its rows. An error of either is InTx's.
+// QueryLater sends a query along with the next one that waits for an answer, or with COMMIT, before which read gets
+// its rows. An error of either is InTx's; one of read comes too late to keep a COMMIT from taking effect that was sent
+// along.
 func (tx *Tx) QueryLater(read func(pgx.Rows) error, sql string, args ...any) {
 	tx.later++
 	tx.unsent.Queue(sql, args...).Query(func(rows pgx.Rows) error {
