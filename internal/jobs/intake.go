@@ -67,9 +67,15 @@ func (in *Intake) Run(ctx context.Context) error {
 	return nil
 }
 
-// loop serves batches, while the next one is being fetched.
+// intakeItems are the requests of a batch, and the messages that they came in.
+type intakeItems struct {
+	items []*Item
+	msgs  map[*Item]jetstream.Msg
+}
+
+// loop serves batches, while the next one is being fetched and parsed.
 func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
-	batches := make(chan []jetstream.Msg)
+	batches := make(chan intakeItems)
 	go func() {
 		defer close(batches)
 		in.fetchAll(ctx, consumer, batches)
@@ -85,7 +91,7 @@ func (in *Intake) loop(ctx context.Context, consumer jetstream.Consumer) {
 
 // fetchAll fetches until ctx ends; when fetching fails for good (the consumer was deleted), with a
 // new consumer.
-func (in *Intake) fetchAll(ctx context.Context, consumer jetstream.Consumer, batches chan<- []jetstream.Msg) {
+func (in *Intake) fetchAll(ctx context.Context, consumer jetstream.Consumer, batches chan<- intakeItems) {
 	for ctx.Err() == nil && (in.Room == nil || in.Room(ctx)) {
 		err := in.fetch(consumer, batches)
 		if err == nil {
@@ -105,7 +111,7 @@ func (in *Intake) fetchAll(ctx context.Context, consumer jetstream.Consumer, bat
 // A request always runs to its end, at most intakeWait, so a stop leaves no message on its way to
 // nobody. (Not Consumer.Messages: with a limit of bytes, its buffer has no place for the server's
 // notices beside the messages, and drops messages that then wait for their redelivery.)
-func (in *Intake) fetch(consumer jetstream.Consumer, batches chan<- []jetstream.Msg) error {
+func (in *Intake) fetch(consumer jetstream.Consumer, batches chan<- intakeItems) error {
 	// Bytes too: messages of a megabyte, five hundred at once, are more than the server keeps for
 	// a client before it cuts the connection, and events and answers go over the same one.
 	fetched, err := consumer.Fetch(intakeBatch, jetstream.FetchMaxBytes(intakeBytes), jetstream.FetchMaxWait(intakeWait))
@@ -113,7 +119,7 @@ func (in *Intake) fetch(consumer jetstream.Consumer, batches chan<- []jetstream.
 		return fmt.Errorf("fetch requests: %w", err)
 	}
 	for batch := collect(fetched.Messages()); len(batch) > 0; batch = collect(fetched.Messages()) {
-		batches <- batch
+		batches <- in.parse(batch)
 	}
 	return fetched.Error()
 }
@@ -144,11 +150,10 @@ func collect(msgs <-chan jetstream.Msg) []jetstream.Msg {
 	return batch
 }
 
-// serve issues a batch and then tells JetStream. Until the commit nothing is acknowledged; after
-// it, a lost acknowledgement means a redelivery that finds the link.
-func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
-	items := make([]*Item, 0, len(batch))
-	msgs := make(map[*Item]jetstream.Msg, len(batch))
+// parse makes a batch's items, so that Postgres and this process work at the same time.
+func (in *Intake) parse(batch []jetstream.Msg) intakeItems {
+	b := intakeItems{make([]*Item, 0, len(batch)), make(map[*Item]jetstream.Msg, len(batch))}
+	now := in.Issuer.Now()
 	for _, msg := range batch {
 		meta, err := msg.Metadata()
 		if err != nil { // not from JetStream: nothing to acknowledge either
@@ -157,23 +162,30 @@ func (in *Intake) serve(ctx, stop context.Context, batch []jetstream.Msg) {
 		}
 		in.backlogged(meta.NumPending)
 		item := newItem(msg.Data(), msg.Subject(), meta.Stream, meta.Sequence.Stream, meta.Timestamp)
-		items = append(items, item)
-		msgs[item] = msg
+		in.Issuer.parseAhead(item, now)
+		b.items = append(b.items, item)
+		b.msgs[item] = msg
 	}
+	return b
+}
+
+// serve issues a batch and then tells JetStream. Until the commit nothing is acknowledged; after
+// it, a lost acknowledgement means a redelivery that finds the link.
+func (in *Intake) serve(ctx, stop context.Context, batch intakeItems) {
 	var served []*Item
 	failed := false
 	issuing, cancel := context.WithTimeout(ctx, intakeDeadline)
 	defer cancel()
-	for _, part := range in.Issuer.issueApart(issuing, in.Log, items) {
+	for _, part := range in.Issuer.issueApart(issuing, in.Log, batch.items) {
 		if part.err != nil {
-			in.giveBack(part, msgs)
+			in.giveBack(part, batch.msgs)
 			failed = true
 			continue
 		}
 		in.metrics.count(part.items)
 		served = append(served, part.items...)
 	}
-	in.settle(ctx, served, msgs)
+	in.settle(ctx, served, batch.msgs)
 	if failed {
 		sleep(stop, time.Second) // the database is away: fetch no faster than it may come back
 	}

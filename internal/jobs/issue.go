@@ -183,6 +183,13 @@ func (s *Issuer) reject(ctx context.Context, log *slog.Logger, item *Item, refus
 	return s.Issue(ctx, []*Item{item})
 }
 
+// parseAhead is parse for an item that is issued right after, by a caller who has time while others are being
+// committed.
+func (s *Issuer) parseAhead(item *Item, now time.Time) {
+	s.parse(item, now.Truncate(time.Microsecond)) // what Postgres keeps
+	item.parsed = true
+}
+
 // parse checks a request and prepares its link.
 func (s *Issuer) parse(item *Item, now time.Time) {
 	item.Link, item.Rejection, item.Repeat, item.redelivery = nil, nil, false, false

@@ -202,7 +202,7 @@ func (w *world) fetch(n int) []jetstream.Msg {
 	return msgs
 }
 
-func (w *world) serve(msgs ...jetstream.Msg) { w.intake.serve(w.ctx, w.ctx, msgs) }
+func (w *world) serve(msgs ...jetstream.Msg) { w.intake.serve(w.ctx, w.ctx, w.intake.parse(msgs)) }
 
 // queued is how many requests wait in the work queue, delivered or not.
 func (w *world) queued() int { return w.stored(RequestsStream) }

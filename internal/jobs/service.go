@@ -241,9 +241,7 @@ func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) 
 		return nil, err
 	}
 	item := &Item{Body: body, Published: s.Issuer.Now(), MessageID: id}
-	// Here, beside the group that is being committed.
-	s.Issuer.parse(item, item.Published.Truncate(time.Microsecond))
-	item.parsed = true
+	s.Issuer.parseAhead(item, item.Published)
 	err = s.creates.Do(ctx, item)
 	if portal.RefusesValue(err) && !lostRace(err) { // it was tried by itself, or the group would have gone apart
 		err = s.Issuer.reject(ctx, s.Log, item, err)
