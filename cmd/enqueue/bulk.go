@@ -19,6 +19,7 @@ import (
 
 type bulkFlags struct {
 	campaign, source, out, format string
+	checkStripe                   string
 	ignoreUnknown, dryRun         bool
 	rate                          float64
 	timeout                       time.Duration
@@ -45,8 +46,12 @@ whatever cut it off, and yields the same links: none is made twice, no mail is s
 --dry-run checks every row by the worker's own rules, and sends nothing. What it can't know is the worker's
 settings: hosts of return URLs, the longest life of a link, mail templates.
 
+--check-stripe sends nothing either, and has a worker look up in Stripe whether the customers exist, and whether the
+portal is configured for what the rows want: 200 customers from all over the file, or each one with =all.
+
 Exit code 1: some row has no link. The column error says why.`,
 		Example: `  enqueue bulk customers.csv --campaign 2026-11-card-expiry --dry-run
+  enqueue bulk customers.csv --campaign 2026-11-card-expiry --check-stripe
   enqueue bulk customers.csv --campaign 2026-11-card-expiry --out links.csv
   psql -c 'COPY (SELECT …) TO STDOUT CSV HEADER' | enqueue bulk - --campaign winback --out - > links.csv`,
 		Args: cobra.ExactArgs(1),
@@ -59,6 +64,8 @@ Exit code 1: some row has no link. The column error says why.`,
 	flags.StringVar(&f.format, "format", "", "csv or jsonl (default: by the file's name, else its first character)")
 	flags.BoolVar(&f.ignoreUnknown, "ignore-unknown", false, "CSV: columns that are no field go to --out only, instead of being an error")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "check every row, send nothing; needs no NATS")
+	flags.StringVar(&f.checkStripe, "check-stripe", "", "send nothing; look up in Stripe what would go wrong: a sample, or =all customers")
+	flags.Lookup("check-stripe").NoOptDefVal = checkSample
 	flags.Float64Var(&f.rate, "rate", 0, "requests a second at most (default: no limit)")
 	flags.DurationVar(&f.timeout, "timeout", 0, "stop when nothing has moved for so long, such as 5m (default: wait, and say for what)")
 	return cmd
@@ -72,6 +79,10 @@ func (f *bulkFlags) check(file string) error {
 		return cli.Usagef("the campaign must match [A-Za-z0-9._-]{1,100}")
 	case !jobs.ValidSource(f.source):
 		return cli.Usagef("the source must match [a-z0-9_-]{1,40}")
+	case f.checkStripe != "" && f.checkStripe != checkSample && f.checkStripe != checkAll:
+		return cli.Usagef("--check-stripe is for a sample, --check-stripe=all for every customer")
+	case f.checkStripe != "" && (f.dryRun || f.out != ""):
+		return cli.Usagef("--check-stripe sends nothing and makes no links: leave out --dry-run and --out")
 	case f.rate < 0:
 		return cli.Usagef("--rate must be above 0")
 	case f.timeout < 0:
@@ -102,6 +113,9 @@ func (f *bulkFlags) run(cmd *cobra.Command, name string) error {
 	input, err := f.open(cmd.Context(), file, name)
 	if err != nil {
 		return err
+	}
+	if f.checkStripe != "" {
+		return f.preflight(cmd, input, size)
 	}
 	if f.dryRun {
 		return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return dryRun(cmd.Context(), input, out) })

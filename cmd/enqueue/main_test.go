@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
+	"latchkey/internal/stripesim"
 	"latchkey/internal/testkit"
 	"latchkey/migrations"
 )
@@ -90,6 +92,9 @@ func deployOn(t *testing.T, url string) *deployment {
 	issuer := &jobs.Issuer{Pool: pool, Keys: keys, BaseURL: base, Publish: queue.Publish, Deliver: queue.Deliver, Now: time.Now,
 		Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour, Templates: templates}}
 	service := jobs.NewService(issuer, portal.NewStore(pool, queue.Publish, time.Now), log)
+	simulator := httptest.NewServer(stripesim.New(stripesim.Config{}))
+	stripe := portal.NewStripe(portal.StripeConfig{Key: stripesim.TestKey, APIBase: simulator.URL})
+	service.Preflight = &portal.Preflight{Stripe: stripe, Reads: portal.NewBudget(pool, 1000, time.Now, nil)}
 	ctx, stop := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { _ = jobs.NewIntake(js, issuer, log, nil).Run(ctx) })
@@ -100,6 +105,8 @@ func deployOn(t *testing.T, url string) *deployment {
 		parts.Wait()
 		check(t, queue.Stop(context.Background()))
 		nc.Close()
+		stripe.Close()
+		simulator.Close()
 		pool.Close()
 	})
 	return &deployment{url: url, js: js, pool: pool, issuer: issuer}

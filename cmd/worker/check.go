@@ -20,14 +20,24 @@ import (
 )
 
 func newCheckCommand() *cobra.Command {
-	return &cobra.Command{
+	var campaign string
+	var all bool
+	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check everything the service needs, one line each",
 		Long: `Tries the database and its schema, NATS and its streams, the Stripe key and its permission, the
-default portal configuration, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.`,
-		Example: "  worker check",
+default portal configuration, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.
+
+--campaign FILE looks at a campaign before it goes out, the file that 'enqueue bulk' would take: at every row
+by this worker's settings, and in Stripe for customers that do not exist or are of the other mode, for a portal
+configuration that is missing, and for flows whose feature is off. It looks up 200 customers from all over the
+file, with --all each one, at STRIPE_READ_RATE.`,
+		Example: "  worker check\n  worker check --campaign customers.csv",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all && campaign == "" {
+				return cli.Usagef("--all goes with --campaign FILE")
+			}
 			cfg, err := loadConfig()
 			if err != nil {
 				return err
@@ -40,12 +50,20 @@ default portal configuration, the public URL and the mail server. Changes nothin
 			c.publicURL(cmd.Context(), cfg)
 			c.email(cmd.Context(), cfg)
 			c.webhooks(cmd.Context(), cfg)
+			if campaign != "" {
+				if err := c.campaign(cmd.Context(), cfg, campaign, all); err != nil {
+					return err
+				}
+			}
 			if c.failed {
 				return cli.ErrSilent
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&campaign, "campaign", "", "CSV or JSON Lines of a campaign to look at before it goes out")
+	cmd.Flags().BoolVar(&all, "all", false, "with --campaign: look up each customer, not a sample")
+	return cmd
 }
 
 // checkup prints a line for each thing it tried.

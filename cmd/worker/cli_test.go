@@ -89,6 +89,17 @@ func TestCheckTellsWhatIsWrong(t *testing.T) {
 	if code != 1 || strings.Count(out, "FAIL") != 1 || !strings.Contains(out, "save a default configuration") {
 		t.Errorf("no configuration: exit %d\n%s", code, out)
 	}
+	file := filepath.Join(t.TempDir(), "c.csv")
+	if err := os.WriteFile(file, []byte("customer,return_url\ncus_1,\ncus_missing,\ncus_2,https://elsewhere.example.com/\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out = d.command([]string{"LINK_BASE_URL=" + w.click}, "check", "--campaign", file)
+	for _, says := range []string{"line 3: cus_missing does not exist", "line 4: invalid_field: $.session.return_url: must be on a host of RETURN_URL_HOSTS",
+		"line 2: there is no default portal configuration", "3 rows read, 2 of 2 customers and 1 portal configuration looked up in Stripe: 3 problems found"} {
+		if code != 1 || !strings.Contains(out, says) {
+			t.Errorf("a campaign: exit %d, want %q in\n%s", code, says, out)
+		}
+	}
 	if n := len(d.sim.Sessions()); n != 0 {
 		t.Errorf("check made %d sessions", n)
 	}

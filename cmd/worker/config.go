@@ -29,6 +29,7 @@ type Config struct {
 	StripeAPIBase     string        `envconfig:"STRIPE_API_BASE"`                     // empty: Stripe's own
 	StripeAPIVersion  string        `envconfig:"STRIPE_API_VERSION"`                  // empty: the SDK's
 	StripeRate        float64       `envconfig:"STRIPE_RATE" default:"20"`            // sessions a second, all replicas
+	StripeReadRate    float64       `envconfig:"STRIPE_READ_RATE" default:"20"`       // reads a second of campaign checks, all replicas
 	LinkBaseURL       string        `envconfig:"LINK_BASE_URL"`                       // origin of the click server
 	LinkKeys          string        `envconfig:"LINK_KEYS" secret:"true"`             // id:base64key,…
 	LinkTTL           time.Duration `envconfig:"LINK_TTL" default:"336h"`             // of a link that names none
@@ -103,6 +104,9 @@ func (c *Config) validate(p *config.Problems) {
 	}
 	if !p.Has("STRIPE_RATE") && !(c.StripeRate >= 1 && c.StripeRate <= 1e6) {
 		p.Add("STRIPE_RATE", "must be a number of sessions a second, from 1")
+	}
+	if !p.Has("STRIPE_READ_RATE") && !(c.StripeReadRate >= 1 && c.StripeReadRate <= 1e6) {
+		p.Add("STRIPE_READ_RATE", "must be a number of reads a second, from 1")
 	}
 	if c.LinkBaseURL == "" {
 		p.Add("LINK_BASE_URL", "is required: the public origin of the click server, https://…")

@@ -110,7 +110,7 @@ func (d *deployment) start(change ...func(*Config)) *instance {
 	l := listeners{public: listen(), admin: listen()}
 	cfg := &Config{DatabaseURL: d.database, NATS: config.NATS{URL: d.nats}, ManageStreams: true,
 		StripeAPIKey: stripesim.TestKey, StripeAPIBase: d.simURL, LinkBaseURL: "http://" + l.public.Addr().String(), LinkKeys: d.keys,
-		LinkTTL: time.Hour, LinkTTLMax: 24 * time.Hour, StripeRate: 1000, ReturnURL: "https://app.example.com/billing",
+		LinkTTL: time.Hour, LinkTTLMax: 24 * time.Hour, StripeRate: 1000, StripeReadRate: 1000, ReturnURL: "https://app.example.com/billing",
 		Roles: []string{roleIntake, roleJobs, roleClick}, LogLevel: "debug", LogFormat: "json"}
 	for _, f := range change {
 		f(cfg)
@@ -268,7 +268,7 @@ func (d *deployment) exec(env []string, args ...string) *process {
 	p := &process{cmd: exec.CommandContext(d.t.Context(), os.Args[0], args...), out: &logBuffer{}}
 	p.cmd.Env = append([]string{asWorker + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"DATABASE_URL=" + d.database, "NATS_URL=" + d.nats, "STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + d.simURL,
-		"LINK_KEYS=" + d.keys, "RETURN_URL=https://app.example.com/billing", "STRIPE_RATE=1000"}, env...)
+		"LINK_KEYS=" + d.keys, "RETURN_URL=https://app.example.com/billing", "STRIPE_RATE=1000", "STRIPE_READ_RATE=1000"}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	if err := p.cmd.Start(); err != nil {
 		d.t.Fatal(err)

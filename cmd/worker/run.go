@@ -179,6 +179,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 
 	r := &running{log: log, failed: make(chan error, 8)}
 	service := jobs.NewService(role.issuer, role.store, log)
+	service.Preflight = &portal.Preflight{Stripe: role.stripe, Reads: portal.NewBudget(b.pool, cfg.StripeReadRate, time.Now, nil)}
 	admin := newAdmin(cfg, b.pool, b.nats, reg, service)
 	adminServer := admin.server()
 	r.serve("internal server", adminServer, l.admin)

@@ -2,8 +2,11 @@ package jobs
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/go-json-experiment/json"
+
+	"latchkey/internal/portal"
 )
 
 // DefaultCampaigns is how many campaigns a list has that names no limit.
@@ -33,4 +36,57 @@ func (s *Service) answerCampaign(ctx context.Context, body []byte) (any, error) 
 		return nil, errBadRequest
 	}
 	return s.Store.Campaign(ctx, r.Campaign)
+}
+
+// MostPreflightQuestions are of one CampaignCheckRequest: at 20 reads a second, answered in two seconds.
+const MostPreflightQuestions = 40
+
+// CampaignCheckRequest asks what would keep the sessions of a campaign's requests from being made. Nothing of it is
+// kept.
+type CampaignCheckRequest struct {
+	Questions []portal.PreflightQuestion `json:"questions"`
+}
+
+// CampaignCheck has a finding for each question, in their order.
+type CampaignCheck struct {
+	Findings []portal.PreflightFinding `json:"findings"`
+}
+
+func (s *Service) answerCampaignCheck(ctx context.Context, body []byte) (any, error) {
+	var r CampaignCheckRequest
+	if err := json.Unmarshal(body, &r, json.RejectUnknownMembers(true)); err != nil {
+		return nil, errBadRequest
+	}
+	if n := len(r.Questions); n < 1 || n > MostPreflightQuestions {
+		return nil, fmt.Errorf("%w: 1 to %d questions", errBadRequest, MostPreflightQuestions)
+	}
+	for _, q := range r.Questions { // they become parts of URLs and a header
+		if !validQuestion(q) {
+			return nil, fmt.Errorf("%w: a question holds what is no id of Stripe's", errBadRequest)
+		}
+	}
+	findings, err := s.Preflight.Ask(ctx, r.Questions)
+	return CampaignCheck{findings}, err
+}
+
+func validQuestion(q portal.PreflightQuestion) bool {
+	session := portal.SessionParams{Customer: q.Customer, Configuration: q.Configuration}
+	if q.Customer == "" {
+		session.Customer = "cus_none"
+	}
+	return session.Check(portal.SessionRules{}) == nil && (q.StripeAccount == "" || validAccount(q.StripeAccount))
+}
+
+// PreflightQuestions are what there is to ask Stripe about a request that has passed its checks: of its portal
+// configuration, and of its customer, if it names one that can be asked about (a customer_account can't).
+func PreflightQuestions(body []byte) (configuration, customer portal.PreflightQuestion, err error) {
+	var r Request
+	if err := json.Unmarshal(body, &r); err != nil {
+		return configuration, customer, err
+	}
+	configuration = portal.PreflightQuestion{StripeAccount: r.StripeAccount, Configuration: r.Session.Configuration, ReturnURL: r.Session.ReturnURL != ""}
+	if r.Session.FlowData != nil {
+		configuration.Flow = r.Session.FlowData.Type
+	}
+	return configuration, portal.PreflightQuestion{StripeAccount: r.StripeAccount, Customer: r.Session.Customer}, nil
 }

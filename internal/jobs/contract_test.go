@@ -34,6 +34,8 @@ func TestSchemasHaveTheFieldsOfTheTypes(t *testing.T) {
 		"service.schema.json#/$defs/revoke":           reflect.TypeFor[portal.Revocation](),
 		"service.schema.json#/$defs/revoked":          reflect.TypeFor[RevokeResponse](),
 		"service.schema.json#/$defs/list_campaigns":   reflect.TypeFor[CampaignsRequest](),
+		"service.schema.json#/$defs/check_campaign":   reflect.TypeFor[CampaignCheckRequest](),
+		"service.schema.json#/$defs/campaign_check":   reflect.TypeFor[CampaignCheck](),
 		"service.schema.json#/$defs/campaigns":        reflect.TypeFor[portal.CampaignList](),
 		"service.schema.json#/$defs/get_campaign":     reflect.TypeFor[CampaignRequest](),
 		"service.schema.json#/$defs/campaign":         reflect.TypeFor[portal.Campaign](),

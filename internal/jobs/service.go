@@ -23,8 +23,9 @@ const (
 	GetSubject    = "portal.links.get"
 	RevokeSubject = "portal.links.revoke"
 
-	CampaignsSubject = "portal.campaigns.list"
-	CampaignSubject  = "portal.campaigns.get"
+	CampaignsSubject     = "portal.campaigns.list"
+	CampaignSubject      = "portal.campaigns.get"
+	CampaignCheckSubject = "portal.campaigns.check"
 )
 
 // Error codes of the service beside the contract's codes of a rejected request.
@@ -47,6 +48,8 @@ type Service struct {
 	Issuer *Issuer
 	Store  *portal.Store
 	Log    *slog.Logger
+	// Preflight answers portal.campaigns.check.
+	Preflight *portal.Preflight
 
 	creates portal.Group[*Item] // concurrent ones share a transaction
 }
@@ -128,6 +131,7 @@ func (s *Service) Serve(ctx context.Context, nc *nats.Conn, version string, up f
 	}{
 		"create": {CreateSubject, s.answerCreate}, "get": {GetSubject, s.answerGet}, "revoke": {RevokeSubject, s.answerRevoke},
 		"campaigns-list": {CampaignsSubject, s.answerCampaigns}, "campaigns-get": {CampaignSubject, s.answerCampaign},
+		"campaigns-check": {CampaignCheckSubject, s.answerCampaignCheck},
 	} {
 		err := srv.AddEndpoint(name, micro.HandlerFunc(func(req micro.Request) {
 			select {
@@ -209,6 +213,7 @@ func (s *Service) reply(nc *nats.Conn, req micro.Request, answer any, err error)
 // Explain gives a caller the code of a Service's error and what to do, and keeps the inside in.
 func Explain(err error) (code, text string) {
 	var rejection *Rejection
+	var unread *portal.ReadError
 	switch {
 	case errors.As(err, &rejection):
 		return string(rejection.Code), rejection.Reason
@@ -218,6 +223,8 @@ func Explain(err error) (code, text string) {
 		return CodeNotFound, "no link is of this campaign; the list of campaigns tells which there are"
 	case errors.Is(err, portal.ErrRevocation), errors.Is(err, portal.ErrCampaignLimit), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
+	case errors.As(err, &unread):
+		return CodeUnavailable, unread.Error()
 	case errors.Is(err, portal.ErrCounting):
 		return CodeUnavailable, portal.ErrCounting.Error()
 	case errors.Is(err, portal.ErrCountTooLong):

@@ -168,6 +168,16 @@ func (c *Client) Campaign(ctx context.Context, name string) (*portal.Campaign, e
 	return campaign, c.ask(ctx, jobs.CampaignSubject, jobs.CampaignRequest{Campaign: name}, campaign)
 }
 
+// CheckCampaign asks what would keep sessions from being made, for at most jobs.MostPreflightQuestions questions.
+func (c *Client) CheckCampaign(ctx context.Context, questions []portal.PreflightQuestion) ([]portal.PreflightFinding, error) {
+	var check jobs.CampaignCheck
+	err := c.ask(ctx, jobs.CampaignCheckSubject, jobs.CampaignCheckRequest{Questions: questions}, &check)
+	if err == nil && len(check.Findings) != len(questions) {
+		err = errors.New("the worker answered another question; are both of the same version?")
+	}
+	return check.Findings, err
+}
+
 func (c *Client) ask(ctx context.Context, subject string, question, answer any) error {
 	body, err := json.Marshal(question)
 	if err != nil {

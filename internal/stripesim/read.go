@@ -31,11 +31,17 @@ func (s *Sim) read(w http.ResponseWriter, r *http.Request, permission string, ge
 	requestID := newID("req_")
 	c, err := s.authenticate(r, permission)
 	var object any
+	if err == nil && !s.reads.allow(c.scope(), s.now()) {
+		err = errRateLimited("global-rate")
+	}
 	if err == nil {
 		object, err = get(c)
 	}
 	apiHeader(w.Header(), r, requestID)
 	if err != nil {
+		if err.reason != "" {
+			w.Header().Set("Stripe-Rate-Limited-Reason", err.reason)
+		}
 		w.WriteHeader(err.status)
 		_, _ = w.Write(err.body(requestID, c.live))
 		return
@@ -104,7 +110,7 @@ func (s *Sim) configurationObject(r *http.Request, c caller, id string, p portal
 }
 
 func (s *Sim) getCustomer(w http.ResponseWriter, r *http.Request) {
-	s.read(w, r, "", func(c caller) (any, *apiError) {
+	s.read(w, r, "customer_read", func(c caller) (any, *apiError) {
 		id := r.PathValue("id")
 		if s.world.deleted(id) {
 			return map[string]any{"id": id, "object": "customer", "deleted": true}, nil

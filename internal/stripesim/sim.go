@@ -27,7 +27,7 @@ type Config struct {
 	// latency. Default: time.Now.
 	Now func() time.Time
 	// RatePerSecond is how many create calls an account may make in any one
-	// second. Default 0: no limit.
+	// second, and how many reads. Default 0: no limit.
 	RatePerSecond int
 	// Logger gets one debug line for each create call, without key and URL.
 	// Default: discarded.
@@ -46,7 +46,8 @@ type Sim struct {
 	world  world
 	ledger ledger
 	saved  idempotency
-	rate   limiter
+	rate   limiter // of creates
+	reads  limiter
 }
 
 // New returns a Sim with a default portal configuration that has a default
@@ -74,6 +75,7 @@ func New(cfg Config) *Sim {
 	s.ledger.init()
 	s.saved.init()
 	s.rate.set(cfg.RatePerSecond)
+	s.reads.set(cfg.RatePerSecond)
 	s.routes()
 	return s
 }
@@ -129,7 +131,10 @@ func (s *Sim) SetOutage(f *Fault) {
 func (s *Sim) SetLatency(d time.Duration) { s.world.edit(func(w *world) { w.latency = d }) }
 
 // SetRate changes Config.RatePerSecond; 0 lifts the limit.
-func (s *Sim) SetRate(n int) { s.rate.set(n) }
+func (s *Sim) SetRate(n int) {
+	s.rate.set(n)
+	s.reads.set(n)
+}
 
 // SetDefaultConfiguration says whether the account has saved its portal
 // settings, that is whether a default configuration exists.

@@ -24,8 +24,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -47,6 +50,14 @@ const patience = 2 * time.Minute
 // Main runs the tests, stops what was started for them, and checks that no
 // goroutine is left. It returns the exit code for os.Exit.
 func Main(m *testing.M, leaks ...goleak.Option) int {
+	flag.Parse()
+	// Tests that use servers wait for most of their time: with one for each processor, those idle.
+	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+		if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+			fmt.Fprintln(os.Stderr, "testkit:", err)
+			return 1
+		}
+	}
 	code := m.Run()
 	if err := stopPostgres(); err != nil {
 		fmt.Fprintln(os.Stderr, "testkit:", err)
