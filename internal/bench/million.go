@@ -5,6 +5,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"latchkey/internal/notify"
 )
 
 // million sends a campaign of a million rows through 'enqueue bulk' and a fresh worker, once, and holds the most memory
@@ -37,6 +41,10 @@ func (b *bench) million(ctx context.Context) error {
 	if err := writeCampaign(in, n); err != nil {
 		return err
 	}
+	before, err := b.stored(ctx, notify.EventsStream)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	run, err := startBulk(ctx, enqueue, b.ns.URL(), in, "--campaign", "million", "--out", out)
 	if err != nil {
@@ -50,12 +58,26 @@ func (b *bench) million(ctx context.Context) error {
 	if _, err := readLinks(out, n); err != nil {
 		return err
 	}
+	after, err := b.stored(ctx, notify.EventsStream)
+	if err != nil {
+		return err
+	}
 	b.goal(true, fmt.Sprintf("campaign of %d, complete and in order", n), fmt.Sprintf("%.0f/s", float64(n)/took.Seconds()), "", "", "shown")
 	b.goal(all.bulk < 100, "  memory of enqueue bulk, at most", fmt.Sprintf("%.0f MB", all.bulk),
 		fmt.Sprintf("after the first %d: %.0f MB", n/10, tenth.bulk), fmt.Sprintf("%.2f", all.bulk/tenth.bulk), "< 100 MB")
 	b.goal(all.worker < 200, "  memory of the worker, at most", fmt.Sprintf("%.0f MB", all.worker),
 		fmt.Sprintf("after the first %d: %.0f MB", n/10, tenth.worker), fmt.Sprintf("%.2f", all.worker/tenth.worker), "< 200 MB")
+	b.goal(true, "  bytes of JetStream an event", fmt.Sprintf("%d", (after.Bytes-before.Bytes)/(after.Msgs-before.Msgs)), "", "", "shown")
 	return nil
+}
+
+// stored is what a stream holds.
+func (b *bench) stored(ctx context.Context, stream string) (jetstream.StreamState, error) {
+	s, err := b.js.Stream(ctx, stream)
+	if err != nil {
+		return jetstream.StreamState{}, err
+	}
+	return s.CachedInfo().State, nil
 }
 
 // peaks are the most that two processes have held, in MB.
