@@ -5,7 +5,10 @@ import (
 	"crypto/md5"
 	"encoding/hex"
 	"fmt"
+	"runtime"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -23,11 +26,24 @@ const filledLinks = `WITH made AS (INSERT INTO links (id, request_id, request_ha
 
 // fillLinks writes that many links with their audit rows, by SQL: what is measured is what comes on top of them.
 func fillLinks(ctx context.Context, pool *pgxpool.Pool, links int) error {
-	const step = 250_000
-	for from := 0; from < links; from += step {
-		if _, err := pool.Exec(ctx, filledLinks, from, min(from+step, links)-1); err != nil {
-			return err
-		}
+	const step = 100_000
+	var next atomic.Int64
+	var writers sync.WaitGroup
+	failed := make(chan error, runtime.NumCPU())
+	for range runtime.NumCPU() {
+		writers.Go(func() {
+			for from := int(next.Add(step)) - step; from < links; from = int(next.Add(step)) - step {
+				if _, err := pool.Exec(ctx, filledLinks, from, min(from+step, links)-1); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(failed)
+	if err := <-failed; err != nil {
+		return err
 	}
 	return settleTables(ctx, pool)
 }
