@@ -69,6 +69,12 @@ func spread(fill, i int) (id, customer string) {
 	return "in_" + sum, "cus_B" + sum[:13] // without the B some would be customers of whom the simulator makes errors
 }
 
+// ofCampaign names requests as 'enqueue bulk' does: ids of a campaign lie side by side, customers are spread.
+func ofCampaign(fill, i int) (id, customer string) {
+	_, customer = spread(fill, i)
+	return fmt.Sprintf("bench-%d:%s", fill, customer), customer
+}
+
 func md5Of(text string) string {
 	sum := md5.Sum([]byte(text))
 	return hex.EncodeToString(sum[:])
