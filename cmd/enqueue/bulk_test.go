@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -308,6 +309,65 @@ func TestBulkOutlivesNATS(t *testing.T) {
 	}
 	if len(seen) != n || links() != n {
 		t.Errorf("%d links in the file, %d in the database\n%s", len(seen), links(), stderr.String())
+	}
+}
+
+// Postgres crashes in the middle, twice, and recovers: each row has one link, and each link one audit row.
+func TestBulkOutlivesPostgres(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cfg := stack.PostgresConfig{Dir: filepath.Join(dir, "pg"), Template: filepath.Join(os.TempDir(), "latchkey-clusters-"+strconv.Itoa(os.Getuid()))}
+	pg, err := stack.StartPostgres(t.Context(), cfg)
+	check(t, err)
+	t.Cleanup(func() {
+		check(t, pg.Stop(context.Background()))
+		check(t, stack.RemovePostgres(cfg.Dir))
+	})
+	check(t, migrate(t.Context(), pg.URL("postgres")))
+	d := deployWith(t, testkit.NATS(t), pg.URL("postgres"))
+	const n = 4000
+	out := filepath.Join(dir, "links.csv")
+	cmd := command(t, d.url, "bulk", write(t, "customers.csv", customers(n)), "--campaign", "crashes", "--out", out)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	check(t, cmd.Start())
+	count := func(table string) (rows int) {
+		_ = d.pool.QueryRow(t.Context(), `SELECT count(*) FROM `+table).Scan(&rows) // none while the server is away
+		return rows
+	}
+	for _, least := range []int{1, n / 4} {
+		for count("links") < least {
+			runtime.Gosched()
+		}
+		check(t, syscall.Kill(pg.Pid(), syscall.SIGQUIT)) // an immediate shutdown: what is not in the log is lost
+		<-pg.Done()
+		_ = pg.Stop(t.Context()) // says that it had ended
+		pg, err = stack.StartPostgres(context.Background(), cfg)
+		check(t, err)
+	}
+	// A commit of which the crash kept the news has its events published by its job, ten seconds later. Not here.
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for done := false; !done; {
+		select {
+		case err := <-ended:
+			if done = true; err != nil {
+				t.Fatalf("%v\n%s", err, stderr.String())
+			}
+		case <-time.After(100 * time.Millisecond):
+			_, err := d.pool.Exec(t.Context(), `UPDATE river_job SET state = 'available', scheduled_at = now() WHERE kind = 'publish' AND state = 'scheduled'`)
+			check(t, err)
+		}
+	}
+	seen := map[string]bool{}
+	for i, row := range linksOf(t, readFile(t, out)) {
+		if row["customer"] != fmt.Sprintf("cus_%d", i) || row["link_url"] == "" {
+			t.Fatalf("row %d: %v", i, row)
+		}
+		seen[row["link_id"]] = true
+	}
+	if links, issued := count("links"), count("audit_events WHERE kind = 'link.issued'"); len(seen) != n || links != n || issued != n {
+		t.Errorf("%d links in the file, %d in the database with %d audit rows\n%s", len(seen), links, issued, stderr.String())
 	}
 }
 

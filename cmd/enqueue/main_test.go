@@ -63,15 +63,22 @@ func deploy(t *testing.T) *deployment {
 // deployOn is deploy with a NATS server of the test's own.
 func deployOn(t *testing.T, url string) *deployment {
 	t.Helper()
-	database := testkit.Database(t, func(ctx context.Context, url string) error {
-		pool, err := pgxpool.New(ctx, url)
-		if err != nil {
-			return err
-		}
-		defer pool.Close()
-		_, err = migrations.Up(ctx, pool)
+	return deployWith(t, url, testkit.Database(t, migrate))
+}
+
+func migrate(ctx context.Context, url string) error {
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
 		return err
-	})
+	}
+	defer pool.Close()
+	_, err = migrations.Up(ctx, pool)
+	return err
+}
+
+// deployWith is deploy on a migrated database.
+func deployWith(t *testing.T, url, database string) *deployment {
+	t.Helper()
 	pool, err := pgxpool.New(t.Context(), database)
 	check(t, err)
 	nc, err := config.NATS{URL: url}.Connect("test worker")

@@ -11,7 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
@@ -73,27 +77,48 @@ func (b *bench) campaign(ctx context.Context, enqueue string, n, round int) (too
 	if err := writeCampaign(in, n); err != nil {
 		return 0, 0, err
 	}
-	cmd := exec.CommandContext(ctx, enqueue, "bulk", in, "--campaign", fmt.Sprintf("bench-%d-%d", n, round), "--out", out)
-	cmd.Env = append(os.Environ(), "NATS_URL="+b.ns.URL())
-	var text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &text, &text
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	run, err := startBulk(ctx, enqueue, b.ns.URL(), in, "--campaign", fmt.Sprintf("bench-%d-%d", n, round), "--out", out)
+	if err != nil {
 		return 0, 0, err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
 	for {
 		select {
-		case err := <-ended:
+		case err := <-run.ended:
 			if err != nil {
-				return 0, 0, fmt.Errorf("enqueue bulk: %w\n%s", err, text.Bytes())
+				return 0, 0, err
 			}
-			return time.Since(began), mb, checkLinks(out, n)
+			took := time.Since(began)
+			_, err = readLinks(out, n)
+			return took, mb, err
 		case <-time.After(100 * time.Millisecond): // rusage would count the memory of the process that forked it
-			mb = max(mb, memory(cmd.Process.Pid, "VmHWM"))
+			mb = max(mb, memory(run.cmd.Process.Pid, "VmHWM"))
 		}
 	}
+}
+
+// bulkRun is an 'enqueue bulk' process.
+type bulkRun struct {
+	cmd   *exec.Cmd
+	text  bytes.Buffer // what it says; to be read once it has ended
+	ended chan error   // one, with what it said
+}
+
+func startBulk(ctx context.Context, enqueue, natsURL string, args ...string) (*bulkRun, error) {
+	run := &bulkRun{cmd: exec.CommandContext(ctx, enqueue, append([]string{"bulk"}, args...)...), ended: make(chan error, 1)}
+	run.cmd.Env = append(os.Environ(), "NATS_URL="+natsURL)
+	run.cmd.Stdout, run.cmd.Stderr = &run.text, &run.text
+	if err := run.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		err := run.cmd.Wait()
+		if err != nil {
+			err = fmt.Errorf("enqueue bulk: %w\n%s", err, run.text.Bytes())
+		}
+		run.ended <- err
+	}()
+	return run, nil
 }
 
 func writeCampaign(path string, n int) error {
@@ -102,33 +127,63 @@ func writeCampaign(path string, n int) error {
 		return err
 	}
 	w := bufio.NewWriter(f)
-	fmt.Fprintln(w, "customer,flow,metadata.invoice")
+	fmt.Fprintln(w, strings.Join(campaignColumns, ","))
 	for i := range n {
-		fmt.Fprintf(w, "cus_Bench%07d,payment_method_update,in_%d\n", i, i)
+		fmt.Fprintln(w, strings.Join(campaignRow(i), ","))
 	}
 	return errors.Join(w.Flush(), f.Close())
 }
 
-func checkLinks(path string, n int) error {
+var campaignColumns = []string{"customer", "flow", "metadata.invoice"}
+
+func campaignRow(i int) []string {
+	return []string{fmt.Sprintf("cus_Bench%07d", i), "payment_method_update", fmt.Sprintf("in_%d", i)}
+}
+
+// issuedLink is a row's link in the output.
+type issuedLink struct {
+	id  uuid.UUID
+	url string
+}
+
+// readLinks reads an output, and sees that it has the campaign's rows as they were, in order, each with a link of its
+// own whose signature is right.
+func readLinks(path string, n int) ([]issuedLink, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	r := csv.NewReader(f)
-	if _, err := r.Read(); err != nil {
-		return err
+	keys, err := portal.ParseKeys(linkKeys)
+	if err != nil {
+		return nil, err
 	}
+	r := csv.NewReader(bufio.NewReaderSize(f, 1<<20))
+	header, err := r.Read()
+	if want := append(slices.Clone(campaignColumns), "link_url", "link_id", "expires_at", "error"); err != nil || !slices.Equal(header, want) {
+		return nil, fmt.Errorf("%s begins with %q: %w", path, header, err)
+	}
+	links, seen := make([]issuedLink, 0, n), make(map[uuid.UUID]struct{}, n)
 	for i := 0; ; i++ {
 		row, err := r.Read()
 		switch {
 		case errors.Is(err, io.EOF) && i == n:
-			return nil
+			return links, nil
 		case err != nil:
-			return fmt.Errorf("%s has %d rows of %d: %w", path, i, n, err)
-		case row[0] != fmt.Sprintf("cus_Bench%07d", i) || row[3] == "":
-			return fmt.Errorf("%s: row %d is %q", path, i, row)
+			return nil, fmt.Errorf("%s has %d rows of %d: %w", path, i, n, err)
+		case !slices.Equal(row[:3], campaignRow(i)) || row[6] != "":
+			return nil, fmt.Errorf("%s: row %d is %q", path, i, row)
 		}
+		_, token, _ := strings.Cut(row[3], "/l/")
+		id, err := keys.Verify(token)
+		if err != nil || id.String() != row[4] {
+			return nil, fmt.Errorf("%s: the link of row %d, %q, is not that of %s: %w", path, i, row[3], row[4], err)
+		}
+		if _, again := seen[id]; again {
+			return nil, fmt.Errorf("%s: the link of row %d, %s, is another row's too", path, i, id)
+		}
+		seen[id] = struct{}{}
+		links = append(links, issuedLink{id, strings.Clone(row[3])})
 	}
 }
 

@@ -3,8 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/md5"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -61,7 +59,7 @@ func (b *bench) clicks(ctx context.Context) error {
 	}
 	defer closePlain()
 	targets := []*target{
-		{what: "plain handler, SELECT + INSERT", method: http.MethodGet, site: small, origin: plain, want: http.StatusOK},
+		{what: "plain handler, SELECT + INSERT", method: http.MethodGet, site: small, origins: []string{plain}, want: http.StatusOK},
 		{what: "click GET, page and audit row", method: http.MethodGet, site: small, want: http.StatusOK, goal: 1.3},
 		{what: "click POST, session, two commits", method: http.MethodPost, site: small, want: http.StatusSeeOther, goal: 0.4},
 		{what: "click GET", method: http.MethodGet, site: large, want: http.StatusOK},
@@ -134,6 +132,7 @@ func (b *bench) tellClicks(targets []*target) {
 		}
 		b.goal(met, "  at half that load, p50 and p99", ms(median(t.halfP50s))+", "+ms(half), otherHalf, "", goal)
 		b.goal(true, "  allocations a request, all of the process", fmt.Sprintf("%.0f", median(t.allocs)), "", "", "shown")
+		b.goal(true, "  bytes of Postgres' log a request", fmt.Sprintf("%.0f", median(t.wal)), "", "", "shown")
 	}
 	for i, few := range targets[1:3] {
 		many := targets[3+i]
@@ -147,22 +146,32 @@ func (b *bench) tellClicks(targets []*target) {
 type target struct {
 	what, method string
 	site         *site
-	origin       string // empty = the site's worker
+	origins      []string // taken by the connections in turn; none = the site's worker
 	want         int
 	goal         float64
 	next         int // the link of the next run's first request
 
 	rates, ratios, allocs    []float64
+	wal                      []float64 // bytes a request
 	p99s, halfP50s, halfP99s []time.Duration
 }
 
 // full sends as much as the connections take.
 func (t *target) full(ctx context.Context, d time.Duration) error {
 	before := t.site.worker.mallocs()
+	written, err := walPosition(ctx, t.site.pool)
+	if err != nil {
+		return err
+	}
 	took, err := t.load(ctx, d, 0)
 	if err != nil {
 		return err
 	}
+	until, err := walPosition(ctx, t.site.pool)
+	if err != nil {
+		return err
+	}
+	t.wal = append(t.wal, (until-written)/float64(len(took)))
 	t.rates = append(t.rates, float64(len(took))/d.Seconds())
 	t.p99s = append(t.p99s, quantile(took, 0.99))
 	t.allocs = append(t.allocs, (t.site.worker.mallocs()-before)/float64(len(took)))
@@ -183,9 +192,9 @@ func (t *target) half(ctx context.Context, d time.Duration) error {
 // load sends requests over all connections for a time, at a rate where it is not 0, and returns
 // how long each took.
 func (t *target) load(ctx context.Context, d time.Duration, rate float64) ([]time.Duration, error) {
-	origin := t.origin
-	if origin == "" {
-		origin = t.site.worker.public
+	origins := t.origins
+	if len(origins) == 0 {
+		origins = []string{t.site.worker.public}
 	}
 	var mu sync.Mutex
 	var all []time.Duration
@@ -194,7 +203,7 @@ func (t *target) load(ctx context.Context, d time.Duration, rate float64) ([]tim
 	began := time.Now()
 	for person := range connections {
 		people.Go(func() {
-			took, err := t.person(ctx, origin, person, began, d, rate)
+			took, err := t.person(ctx, origins[person%len(origins)], person, began, d, rate)
 			mu.Lock()
 			defer mu.Unlock()
 			all, failed = append(all, took...), errors.Join(failed, err)
@@ -256,7 +265,7 @@ func (b *bench) site(ctx context.Context, binary, name string, links int, stripe
 		return nil, err
 	}
 	s := &site{links: links, pool: pool, keys: keys}
-	if err := s.fill(ctx); err != nil {
+	if err := fillLinks(ctx, pool, links); err != nil {
 		return nil, err
 	}
 	s.worker, err = b.startWorker(ctx, binary, name, stripe, env...)
@@ -268,25 +277,6 @@ func (s *site) close() {
 	s.pool.Close()
 }
 
-// fill writes the links by SQL: what is measured is reading them.
-func (s *site) fill(ctx context.Context) error {
-	const sql = `INSERT INTO links (id, request_id, request_hash, published_at, source, campaign, stripe_customer, session, metadata, key_id, created_at, expires_at)
-		SELECT ('01970000' || lpad(to_hex(i), 8, '0') || '70008000' || substr(md5(i::text), 1, 8))::uuid, 'bench-' || i, sha256(i::text::bytea), now(), 'bench', 'bench-2026',
-			'cus_Bench' || i, jsonb_build_object('customer', 'cus_Bench' || i, 'return_url', 'https://app.example.com/billing'), '{"invoice": "in_1"}', 1, now(), now() + interval '30 days'
-		FROM generate_series($1::int, $2::int) i`
-	const step = 250_000
-	for from := 0; from < s.links; from += step {
-		if _, err := s.pool.Exec(ctx, sql, from, min(from+step, s.links)-1); err != nil {
-			return err
-		}
-	}
-	if _, err := s.pool.Exec(ctx, `VACUUM ANALYZE links`); err != nil {
-		return err
-	}
-	_, err := s.pool.Exec(ctx, `CHECKPOINT`)
-	return err
-}
-
 // token is the token of the i-th request's link: far apart in the table from the one before.
 func (s *site) token(i int) (string, error) {
 	id, err := s.id(i)
@@ -296,14 +286,8 @@ func (s *site) token(i int) (string, error) {
 	return s.keys.Sign(1, id)
 }
 
-func md5Of(n uint64) string {
-	sum := md5.Sum([]byte(strconv.FormatUint(n, 10)))
-	return hex.EncodeToString(sum[:4])
-}
-
-func (s *site) id(i int) (id uuid.UUID, err error) {
-	n := uint64(i) * 2_654_435_761 % uint64(s.links) // Knuth's multiplier, prime to the sizes
-	return uuid.Parse(fmt.Sprintf("01970000%08x70008000%s", n, md5Of(n)))
+func (s *site) id(i int) (uuid.UUID, error) {
+	return filledID(uint64(i) * 2_654_435_761 % uint64(s.links)) // Knuth's multiplier, prime to the sizes
 }
 
 // plainHandler is what most would write: look the link up, write a row, answer.

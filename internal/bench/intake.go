@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
@@ -57,7 +58,7 @@ func (b *bench) intake(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("a transaction a message: %w", err)
 		}
-		rate, err := b.intakeRound(ctx, n)
+		rate, err := b.intakeRound(ctx, b.pool, n, inOrder)
 		if err != nil {
 			return fmt.Errorf("intake: %w", err)
 		}
@@ -86,12 +87,21 @@ func (b *bench) prepareBare(ctx context.Context) error {
 	return err
 }
 
+// namer makes the id and the customer of a request.
+type namer func(fill, i int) (id, customer string)
+
+// inOrder names requests so that each goes behind the one before it in every index.
+func inOrder(fill, i int) (id, customer string) {
+	return fmt.Sprintf("bench-%d-%d", fill, i), fmt.Sprintf("cus_Bench%d", i)
+}
+
 // fill publishes n requests.
-func (b *bench) fill(subject string, n int) error {
+func (b *bench) fill(subject string, n int, name namer) error {
 	filled++
 	for i := range n {
-		body, err := json.Marshal(&jobs.Request{ID: fmt.Sprintf("bench-%d-%d", filled, i), Source: "bench", Campaign: "bench",
-			Session:  &portal.SessionParams{Customer: fmt.Sprintf("cus_Bench%d", i), FlowData: &portal.FlowData{Type: "payment_method_update"}},
+		id, customer := name(filled, i)
+		body, err := json.Marshal(&jobs.Request{ID: id, Source: "bench", Campaign: "bench",
+			Session:  &portal.SessionParams{Customer: customer, FlowData: &portal.FlowData{Type: "payment_method_update"}},
 			Metadata: map[string]string{"invoice": fmt.Sprintf("in_%d", i)}})
 		if err != nil {
 			return err
@@ -105,7 +115,7 @@ func (b *bench) fill(subject string, n int) error {
 }
 
 func (b *bench) bareRound(ctx context.Context, n, batch int) (float64, error) {
-	if err := b.fill("bare.bench", n); err != nil {
+	if err := b.fill("bare.bench", n, inOrder); err != nil {
 		return 0, err
 	}
 	consumer, err := b.js.CreateOrUpdateConsumer(ctx, "BARE", jetstream.ConsumerConfig{Durable: "bare", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 16_000})
@@ -171,8 +181,9 @@ func (b *bench) bareLoop(ctx context.Context, client *river.Client[pgx.Tx], cons
 	}
 }
 
-func (b *bench) intakeRound(ctx context.Context, n int) (float64, error) {
-	if err := b.fill(jobs.RequestsPrefix+"bench", n); err != nil {
+// intakeRound is the rate at which intake serves n requests into a database.
+func (b *bench) intakeRound(ctx context.Context, pool *pgxpool.Pool, n int, name namer) (float64, error) {
+	if err := b.fill(jobs.RequestsPrefix+"bench", n, name); err != nil {
 		return 0, err
 	}
 	var key [32]byte
@@ -182,11 +193,11 @@ func (b *bench) intakeRound(ctx context.Context, n int) (float64, error) {
 		return 0, err
 	}
 	log := slog.New(slog.DiscardHandler)
-	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.pool, JetStream: b.js, Keys: keys, Now: time.Now, Log: log})
+	queue, err := jobs.NewRiver(jobs.RiverConfig{Pool: pool, JobPool: pool, JetStream: b.js, Keys: keys, Now: time.Now, Log: log})
 	if err != nil {
 		return 0, err
 	}
-	issuer := &jobs.Issuer{Pool: b.pool, Keys: keys, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
+	issuer := &jobs.Issuer{Pool: pool, Keys: keys, Publish: queue.Publish, Now: time.Now, Rules: jobs.Rules{TTL: time.Hour, TTLMax: time.Hour}}
 	runCtx, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)

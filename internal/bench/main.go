@@ -35,7 +35,7 @@ import (
 )
 
 func main() {
-	only := flag.String("only", "", "one part alone: intake, service, bulk, clicks, stampede, outage or burst")
+	only := flag.String("only", "", "one part alone: intake, service, bulk, crash, million, clicks, full, workers, stampede, outage or burst")
 	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
 	flag.Parse()
 	b := &bench{short: *short, only: *only, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
@@ -90,7 +90,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"intake", b.intake}, {"service", b.service}, {"bulk", b.bulk}, {"clicks", b.clicks},
+	}{{"intake", b.intake}, {"service", b.service}, {"bulk", b.bulk}, {"crash", b.crash}, {"million", b.million}, {"clicks", b.clicks}, {"full", b.full}, {"workers", b.workers},
 		{"stampede", b.stampede}, {"outage", b.outage}, {"burst", b.burst}} {
 		if b.only != "" && b.only != part.name {
 			continue
