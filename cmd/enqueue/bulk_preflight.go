@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/failsafe-go/failsafe-go"
+	"github.com/failsafe-go/failsafe-go/retrypolicy"
 	"github.com/spf13/cobra"
 
 	"latchkey/internal/bulk"
@@ -32,11 +34,24 @@ func (f *bulkFlags) preflight(cmd *cobra.Command, input bulk.Input, size int64) 
 	if err != nil {
 		return err
 	}
-	p := &bulk.Preflight{Input: input, All: f.checkStripe == checkAll, Check: jobs.CheckRequest,
-		Ask: func(ctx context.Context, questions []portal.PreflightQuestion) ([]portal.PreflightFinding, error) {
+	p := &bulk.Preflight{Input: input, All: f.checkStripe == checkAll, Check: jobs.CheckRequest, Ask: asker(client)}
+	return p.Report(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+}
+
+// asker asks again what got no answer, for some minutes: a check of an hour outlives a worker's restart. Only the first
+// question must find everything as it should be.
+func asker(client *producer.Client) func(context.Context, []portal.PreflightQuestion) ([]portal.PreflightFinding, error) {
+	answered := false
+	again := failsafe.With(retrypolicy.NewBuilder[[]portal.PreflightFinding]().
+		HandleIf(func(_ []portal.PreflightFinding, err error) bool { return err != nil && answered }).
+		WithBackoff(time.Second, 30*time.Second).WithMaxAttempts(12).ReturnLastFailure().Build())
+	return func(ctx context.Context, questions []portal.PreflightQuestion) ([]portal.PreflightFinding, error) {
+		return again.WithContext(ctx).Get(func() ([]portal.PreflightFinding, error) {
 			ctx, cancel := context.WithTimeout(ctx, preflightPatience)
 			defer cancel()
-			return client.CheckCampaign(ctx, questions)
-		}}
-	return p.Report(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+			findings, err := client.CheckCampaign(ctx, questions)
+			answered = answered || err == nil
+			return findings, err
+		})
+	}
 }

@@ -29,7 +29,7 @@ type Config struct {
 	StripeAPIBase     string        `envconfig:"STRIPE_API_BASE"`                     // empty: Stripe's own
 	StripeAPIVersion  string        `envconfig:"STRIPE_API_VERSION"`                  // empty: the SDK's
 	StripeRate        float64       `envconfig:"STRIPE_RATE" default:"20"`            // sessions a second, all replicas
-	StripeReadRate    float64       `envconfig:"STRIPE_READ_RATE" default:"20"`       // reads a second of campaign checks, all replicas
+	StripeReadRate    float64       `envconfig:"STRIPE_READ_RATE" default:"20"`       // reads a second by campaign checks, all replicas
 	LinkBaseURL       string        `envconfig:"LINK_BASE_URL"`                       // origin of the click server
 	LinkKeys          string        `envconfig:"LINK_KEYS" secret:"true"`             // id:base64key,…
 	LinkTTL           time.Duration `envconfig:"LINK_TTL" default:"336h"`             // of a link that names none

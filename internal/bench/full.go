@@ -78,7 +78,7 @@ func (b *bench) fullRound(ctx context.Context, kind *fullIntake, large *pgxpool.
 	if err != nil {
 		return err
 	}
-	rate, err := b.intakeRound(ctx, large, n, kind.name)
+	rate, err := b.intakeRound(ctx, large, n, runLoops, kind.name)
 	if err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (b *bench) intoEmpty(ctx context.Context, name namer, n int) (float64, erro
 	if err != nil {
 		return 0, err
 	}
-	rate, err := b.intakeRound(ctx, pool, n, name)
+	rate, err := b.intakeRound(ctx, pool, n, runLoops, name)
 	pool.Close()
 	if err != nil {
 		return 0, err

@@ -103,8 +103,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return nil
 }
 
+// postgresSettings are those that docs/operating.md recommends, for both sides of each comparison. With Postgres'
+// defaults, meant for a machine of 1 GB, a database of 5,000,000 links took requests half as fast as an empty one.
+var postgresSettings = map[string]string{"shared_buffers": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "15min", "wal_compression": "lz4"}
+
 func (b *bench) start(ctx context.Context) (err error) {
-	if b.pg, err = stack.StartPostgres(ctx, stack.PostgresConfig{Dir: filepath.Join(b.dir, "pg"), Fsync: true}); err != nil {
+	if b.pg, err = stack.StartPostgres(ctx, stack.PostgresConfig{Dir: filepath.Join(b.dir, "pg"), Fsync: true, Settings: postgresSettings}); err != nil {
 		return err
 	}
 	if b.ns, err = stack.StartNATS(ctx, stack.NATSConfig{Dir: filepath.Join(b.dir, "nats")}); err != nil {

@@ -65,6 +65,12 @@ func (s *Service) answerCampaignCheck(ctx context.Context, body []byte) (any, er
 			return nil, fmt.Errorf("%w: a question holds what is no id of Stripe's", errBadRequest)
 		}
 	}
+	select {
+	case s.checks <- struct{}{}:
+		defer func() { <-s.checks }()
+	default:
+		return nil, errChecksBusy
+	}
 	findings, err := s.Preflight.Ask(ctx, r.Questions)
 	return CampaignCheck{findings}, err
 }

@@ -3,6 +3,7 @@ package jobs
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"latchkey/internal/contract"
@@ -75,6 +76,21 @@ func TestServiceExplainsWhyItDoesNotCount(t *testing.T) {
 	for _, err := range []error{portal.ErrCounting, portal.ErrCountTooLong} {
 		if code, text := Explain(fmt.Errorf("inside: %w", err)); code != CodeUnavailable || text != err.Error() {
 			t.Errorf("%v: %s %q", err, code, text)
+		}
+	}
+}
+
+// What a question holds becomes part of a URL or a header of a call to Stripe.
+func TestCampaignCheckRefusesWhatIsNoID(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.serveLinks()
+	many := `{"questions":[` + strings.Repeat(`{},`, MostPreflightQuestions) + `{}]}`
+	for _, body := range []string{`{}`, `{"questions":[]}`, many, `{"questions":[{"customer":"cus_1/../../charges"}]}`, `{"questions":[{"customer":"cus_1?x"}]}`,
+		`{"questions":[{"customer":"evil"}]}`, `{"questions":[{"configuration":"bpc_/x"}]}`, `{"questions":[{"stripe_account":"acct_1\r\nX: y"}]}`, `{"questions":[{"stripe_account":"cus_1"}]}`,
+		`{"questions":[{"key":"sk_test_1"}]}`, `[]`} {
+		if _, code, text := w.ask(CampaignCheckSubject, []byte(body)); code != CodeBadRequest {
+			t.Errorf("%.60s: %q, %s", body, code, text)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ const (
 	intakeWait      = time.Second
 	intakeLinger    = time.Millisecond
 	intakeLingerMax = 10 * time.Millisecond
-	intakeLoops     = 2
+	intakeLoops     = 2 // docs/performance.md has the figures of 1 and 4
 	// A transaction that waits (a lock, a connection half dead) is given up well within AckWait,
 	// or the redelivery would join the wait.
 	intakeDeadline = 10 * time.Second
@@ -36,6 +37,7 @@ type Intake struct {
 	JetStream jetstream.JetStream
 	Issuer    *Issuer
 	Log       *slog.Logger
+	Loops     int // batches that are served at the same time; 0 = 2
 	// Room returns true once more may be fetched, and false when ctx ends first. Nil = always.
 	Room func(ctx context.Context) bool
 
@@ -59,7 +61,7 @@ func (in *Intake) Run(ctx context.Context) error {
 		return err
 	}
 	var loops sync.WaitGroup
-	for range intakeLoops {
+	for range cmp.Or(in.Loops, intakeLoops) {
 		loops.Go(func() { in.loop(ctx, consumer) })
 	}
 	loops.Go(func() { (&ahead{intake: in}).run(ctx) })

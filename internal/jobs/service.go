@@ -37,6 +37,7 @@ const (
 
 const (
 	serviceInFlight = 64
+	serviceChecks   = 4 // of campaigns at a time: each waits for Stripe, and creates are not to wait for them
 	serviceTimeout  = 30 * time.Second
 	serviceLinger   = 2 * time.Millisecond // a caller's way back, and some
 	serviceStart    = 10 * time.Second
@@ -45,18 +46,18 @@ const (
 
 // Service is the synchronous way in.
 type Service struct {
-	Issuer *Issuer
-	Store  *portal.Store
-	Log    *slog.Logger
-	// Preflight answers portal.campaigns.check.
-	Preflight *portal.Preflight
+	Issuer    *Issuer
+	Store     *portal.Store
+	Log       *slog.Logger
+	Preflight *portal.Preflight // answers portal.campaigns.check
 
 	creates portal.Group[*Item] // concurrent ones share a transaction
+	checks  chan struct{}       // holds one for each campaign check that is being answered
 }
 
 // NewService makes the service; what answers by another way than NATS uses its methods.
 func NewService(issuer *Issuer, store *portal.Store, log *slog.Logger) *Service {
-	return &Service{Issuer: issuer, Store: store, Log: log, creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight, Linger: serviceLinger}}
+	return &Service{Issuer: issuer, Store: store, Log: log, checks: make(chan struct{}, serviceChecks), creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight, Linger: serviceLinger}}
 }
 
 // GetRequest asks for a link by its id, its request's id, a click's (the reference on an error page) or an
@@ -223,6 +224,8 @@ func Explain(err error) (code, text string) {
 		return CodeNotFound, "no link is of this campaign; the list of campaigns tells which there are"
 	case errors.Is(err, portal.ErrRevocation), errors.Is(err, portal.ErrCampaignLimit), errors.Is(err, errBadRequest):
 		return CodeBadRequest, err.Error()
+	case errors.Is(err, errChecksBusy):
+		return CodeUnavailable, errChecksBusy.Error()
 	case errors.As(err, &unread):
 		return CodeUnavailable, unread.Error()
 	case errors.Is(err, portal.ErrCounting):
@@ -238,6 +241,7 @@ func Explain(err error) (code, text string) {
 var (
 	errBadRequest = errors.New("the request is not the JSON object that this endpoint takes; check the names of its fields")
 	errStopping   = errors.New("this worker stops")
+	errChecksBusy = errors.New("campaigns are being checked for others; try again in a minute")
 )
 
 // Create issues the link of a request and returns, after the same commit that intake makes, the data of

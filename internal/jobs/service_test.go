@@ -76,7 +76,7 @@ func TestServiceIsDiscoverable(t *testing.T) {
 		subjects[e.Name] = e.Subject
 	}
 	if want := map[string]string{"create": "portal.links.create", "get": "portal.links.get", "revoke": "portal.links.revoke",
-		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get"}; !maps.Equal(subjects, want) {
+		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get", "campaigns-check": "portal.campaigns.check"}; !maps.Equal(subjects, want) {
 		t.Errorf("INFO tells of %v", subjects)
 	}
 	w.ask(CreateSubject, request("r1"))

@@ -83,7 +83,7 @@ func (p *Preflight) Ask(ctx context.Context, questions []PreflightQuestion) ([]P
 
 func (p *Preflight) customer(ctx context.Context, q PreflightQuestion) (PreflightFinding, error) {
 	params := &stripe.CustomerRetrieveParams{Params: p.params(q)}
-	customer, err := read(ctx, p, q, func(ctx context.Context) (*stripe.Customer, error) {
+	customer, err := read(ctx, p, func(ctx context.Context) (*stripe.Customer, error) {
 		return p.Stripe.client.V1Customers.Retrieve(ctx, q.Customer, params)
 	})
 	switch {
@@ -98,7 +98,7 @@ func (p *Preflight) customer(ctx context.Context, q PreflightQuestion) (Prefligh
 }
 
 func (p *Preflight) configuration(ctx context.Context, q PreflightQuestion) (PreflightFinding, error) {
-	configuration, err := read(ctx, p, q, func(ctx context.Context) (*stripe.BillingPortalConfiguration, error) {
+	configuration, err := read(ctx, p, func(ctx context.Context) (*stripe.BillingPortalConfiguration, error) {
 		if q.Configuration != "" {
 			return p.Stripe.client.V1BillingPortalConfigurations.Retrieve(ctx, q.Configuration, &stripe.BillingPortalConfigurationRetrieveParams{Params: p.params(q)})
 		}
@@ -153,26 +153,40 @@ func (p *Preflight) params(q PreflightQuestion) (params stripe.Params) {
 	return params
 }
 
+// readsLine is the line of all reads, in the table of the accounts' lines of people, whatever account they are about:
+// who asks may name any.
+const readsLine = "reads"
+
+// slot waits until a read may be made.
+func (p *Preflight) slot(ctx context.Context) error {
+	for {
+		err := p.Reads.Retry(ctx, readsLine)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, errNoSlot) {
+			return fmt.Errorf("wait for a read of Stripe: %w", err)
+		}
+		if err := sleep(ctx, retryHold/2); err != nil {
+			return err
+		}
+	}
+}
+
 // read asks with a slot for each try. A 429 lowers the pace of reads for all replicas.
-func read[T any](ctx context.Context, p *Preflight, q PreflightQuestion, get func(context.Context) (T, error)) (T, error) {
-	account := "reads " + q.StripeAccount // a line of its own, beside the account's people
+func read[T any](ctx context.Context, p *Preflight, get func(context.Context) (T, error)) (T, error) {
 	pace := p.Stripe.pace
 	retry := failsafe.With(retrypolicy.NewBuilder[T]().
 		HandleIf(func(_ T, err error) bool { return err != nil && classify(err).Retryable() }).
 		WithBackoff(pace.firstPause, pace.mostPause).WithJitterFactor(0.3).WithMaxAttempts(preflightTries).ReturnLastFailure().Build())
 	return retry.WithContext(ctx).Get(func() (answer T, err error) {
-		for err = p.Reads.Retry(ctx, account); errors.Is(err, errNoSlot); err = p.Reads.Retry(ctx, account) {
-			if err := sleep(ctx, retryHold/2); err != nil {
-				return answer, err
-			}
-		}
-		if err != nil {
-			return answer, fmt.Errorf("wait for a read of Stripe: %w", err)
+		if err := p.slot(ctx); err != nil {
+			return answer, err
 		}
 		ctx, cancel := context.WithTimeout(ctx, pace.try)
 		defer cancel()
 		if answer, err = get(ctx); isRateLimit(err) {
-			err = errors.Join(err, p.Reads.Lower(ctx, account))
+			err = errors.Join(err, p.Reads.Lower(ctx, readsLine))
 		}
 		return answer, err
 	})

@@ -122,7 +122,7 @@ func TestPreflightIsSlowedDown(t *testing.T) {
 	if err != nil || findings[0].Code != "" || findings[1].Code != "" {
 		t.Errorf("%+v, %v", findings, err)
 	}
-	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = 'reads ' AND lowered_at IS NOT NULL`); n != 1 {
+	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = 'reads' AND lowered_at IS NOT NULL`); n != 1 {
 		t.Error("the pace of reads was not lowered")
 	}
 	if n := reads.Load(); n != 3 {
