@@ -25,17 +25,10 @@ const preflightPatience = 40 * time.Second
 
 // preflight has the workers ask Stripe: this command holds no key of it.
 func (f *bulkFlags) preflight(cmd *cobra.Command, input bulk.Input, size int64) error {
-	nc, err := connect()
-	if err != nil {
-		return err
-	}
-	defer nc.Close()
-	client, err := producer.New(nc)
-	if err != nil {
-		return err
-	}
-	p := &bulk.Preflight{Input: input, All: f.checkStripe == checkAll, Check: jobs.CheckRequest, Ask: asker(client)}
-	return p.Report(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+	return withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
+		p := &bulk.Preflight{Input: input, All: f.checkStripe == checkAll, Check: jobs.CheckRequest, Ask: asker(client)}
+		return p.Report(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+	})(cmd, nil)
 }
 
 // asker asks again what got no answer, for some minutes: a check of an hour outlives a worker's restart. Only the first

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -257,6 +258,24 @@ func TestBulkAfterKill(t *testing.T) {
 	}
 }
 
+// untilItEnds waits for a command that must succeed, and again and again does what brings it on.
+func untilItEnds(t *testing.T, cmd *exec.Cmd, stderr fmt.Stringer, hasten func()) {
+	t.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Fatalf("%v\n%s", err, stderr)
+			}
+			return
+		case <-time.After(100 * time.Millisecond):
+			hasten()
+		}
+	}
+}
+
 // NATS is restarted in the middle, twice, and the file of links is whole.
 func TestBulkOutlivesNATS(t *testing.T) {
 	t.Parallel()
@@ -288,22 +307,13 @@ func TestBulkOutlivesNATS(t *testing.T) {
 		check(t, err)
 	}
 	// What was on its way to the worker when NATS went down is delivered again, after half a minute. Not here.
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for done := false; !done; {
-		select {
-		case err := <-ended:
-			if done = true; err != nil {
-				t.Fatalf("%v\n%s", err, stderr.String())
-			}
-		case <-time.After(100 * time.Millisecond):
-			if c, err := d.js.Consumer(t.Context(), jobs.RequestsStream, jobs.IntakeConsumer); err == nil {
-				hasty := c.CachedInfo().Config
-				hasty.AckWait = time.Second
-				_, _ = d.js.UpdateConsumer(t.Context(), jobs.RequestsStream, hasty)
-			}
+	untilItEnds(t, cmd, &stderr, func() {
+		if c, err := d.js.Consumer(t.Context(), jobs.RequestsStream, jobs.IntakeConsumer); err == nil {
+			hasty := c.CachedInfo().Config
+			hasty.AckWait = time.Second
+			_, _ = d.js.UpdateConsumer(t.Context(), jobs.RequestsStream, hasty)
 		}
-	}
+	})
 	seen := map[string]bool{}
 	for i, row := range linksOf(t, readFile(t, out)) {
 		if row["customer"] != fmt.Sprintf("cus_%d", i) || row["link_url"] == "" {
@@ -350,19 +360,10 @@ func TestBulkOutlivesPostgres(t *testing.T) {
 		check(t, err)
 	}
 	// A commit of which the crash kept the news has its events published by its job, ten seconds later. Not here.
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for done := false; !done; {
-		select {
-		case err := <-ended:
-			if done = true; err != nil {
-				t.Fatalf("%v\n%s", err, stderr.String())
-			}
-		case <-time.After(100 * time.Millisecond):
-			_, err := d.pool.Exec(t.Context(), `UPDATE river_job SET state = 'available', scheduled_at = now() WHERE kind = 'publish' AND state = 'scheduled'`)
-			check(t, err)
-		}
-	}
+	untilItEnds(t, cmd, &stderr, func() {
+		_, err := d.pool.Exec(t.Context(), `UPDATE river_job SET state = 'available', scheduled_at = now() WHERE kind = 'publish' AND state = 'scheduled'`)
+		check(t, err)
+	})
 	seen := map[string]bool{}
 	for i, row := range linksOf(t, readFile(t, out)) {
 		if row["customer"] != fmt.Sprintf("cus_%d", i) || row["link_url"] == "" {
