@@ -85,10 +85,10 @@ func TestInteropService(t *testing.T) {
 		requests[e.Name] = e.Requests
 	}
 	if want := map[string]string{"create": "portal.links.create", "get": "portal.links.get", "revoke": "portal.links.revoke",
-		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get"}; !reflect.DeepEqual(subjects, want) {
+		"campaigns-list": "portal.campaigns.list", "campaigns-get": "portal.campaigns.get", "campaigns-check": "portal.campaigns.check"}; !reflect.DeepEqual(subjects, want) {
 		t.Errorf("INFO: %+v", got.Info)
 	}
-	if want := map[string]int{"create": 2, "get": 2, "revoke": 1, "campaigns-list": 1, "campaigns-get": 1}; !reflect.DeepEqual(requests, want) {
+	if want := map[string]int{"create": 2, "get": 2, "revoke": 1, "campaigns-list": 1, "campaigns-get": 1, "campaigns-check": 0}; !reflect.DeepEqual(requests, want) {
 		t.Errorf("STATS: %+v", got.Stats)
 	}
 }

@@ -27,7 +27,7 @@ type Preflight struct {
 	All   bool
 	Check func(body []byte, now time.Time) error // of a request
 	Ask   func(context.Context, []portal.PreflightQuestion) ([]portal.PreflightFinding, error)
-	Told  func(PreflightProgress) // how far it is, after each answer; Report sets it
+	Told  func(PreflightProgress) // how far it is, now and then; Report sets it
 	Found func(PreflightProblem)  // a problem; Report sets it
 
 	progress  PreflightProgress
@@ -104,6 +104,9 @@ func (p *Preflight) read(ctx context.Context) error {
 func (p *Preflight) row(row *Row) error {
 	p.progress.Rows++
 	p.progress.Bytes = p.Input.Offset()
+	if p.progress.Rows%1000 == 0 {
+		p.Told(p.progress)
+	}
 	err := row.Err
 	if err == nil {
 		err = p.Check(row.Body, time.Now())

@@ -31,7 +31,7 @@ func (p *Preflight) Report(ctx context.Context, out, shown io.Writer, size int64
 			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionThrottle(redraw), progressbar.OptionSetSpinnerChangeInterval(0))
 	}
 	p.Told = func(now PreflightProgress) {
-		line := english.Sprintf("%d customers looked up, %s, %.0f/s", now.Asked, counted(now.Problems, "problem", "problems"), float64(now.Asked)/time.Since(now.begun).Seconds())
+		line := english.Sprintf("%d rows read, %d customers looked up, %s", now.Rows, now.Asked, counted(now.Problems, "problem", "problems"))
 		if bar != nil {
 			bar.Describe(line)
 			_ = bar.Set64(now.Bytes)
