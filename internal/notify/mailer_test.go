@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -97,6 +98,17 @@ func TestAtMostSoManyConnections(t *testing.T) {
 		s := &script{}
 		c := newCourier(t, s)
 		defer c.done(t)
+		// No connection is of use before all are there: else the first few may carry all mails.
+		all := make(chan struct{})
+		reached := sync.OnceFunc(func() { close(all) })
+		c.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := s.dial(ctx, network, address)
+			if s.dialed() == defaultConnections {
+				reached()
+			}
+			<-all
+			return conn, err
+		}
 		const mails = 40
 		errs := make(chan error, mails)
 		for i := range mails {
