@@ -118,7 +118,9 @@ func (f *bulkFlags) run(cmd *cobra.Command, name string) error {
 		return f.preflight(cmd, input, size)
 	}
 	if f.dryRun {
-		return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return dryRun(cmd.Context(), input, out) })
+		return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) {
+			return unlessStuck(cmd.Context(), func() (bulk.Summary, error) { return bulk.Check(cmd.Context(), input, out) })
+		})
 	}
 	closed := make(chan error, 1)
 	// Without a buffer: what is published while the server is away is for the run to send again.
@@ -130,25 +132,31 @@ func (f *bulkFlags) run(cmd *cobra.Command, name string) error {
 	return f.withOut(cmd, func(out io.Writer) (bulk.Summary, error) { return f.send(cmd, nc, closed, input, out, size) })
 }
 
-// dryRun checks, and does not wait for a pipe that nothing comes out of, or goes into, once it is to stop.
-func dryRun(ctx context.Context, input bulk.Input, out io.Writer) (bulk.Summary, error) {
-	var summary bulk.Summary
-	var err error
-	checked := make(chan struct{})
+// errStopped is of a command whose file had not been read to its end.
+var errStopped = errors.New("stopped before the end of the file; nothing was sent")
+
+// unlessStuck runs f, and leaves it behind where it goes on a second after ctx has ended: a pipe that nothing comes out
+// of, or goes into, can't be left otherwise.
+func unlessStuck[T any](ctx context.Context, f func() (T, error)) (result T, err error) {
+	type outcome struct {
+		result T
+		err    error
+	}
+	done := make(chan outcome, 1)
 	go func() {
-		defer close(checked)
-		summary, err = bulk.Check(ctx, input, out)
+		result, err := f()
+		done <- outcome{result, err}
 	}()
 	select {
-	case <-checked:
-		return summary, err
+	case o := <-done:
+		return o.result, o.err
 	case <-ctx.Done():
 	}
 	select {
-	case <-checked:
-		return summary, err
+	case o := <-done:
+		return o.result, o.err
 	case <-time.After(time.Second):
-		return bulk.Summary{}, errors.New("stopped before the end of the file; nothing was sent")
+		return result, errStopped
 	}
 }
 
@@ -173,21 +181,11 @@ func openInput(cmd *cobra.Command, name string) (io.ReadCloser, int64, error) {
 	return file, info.Size(), nil
 }
 
-// open looks at the file's beginning. A pipe that nothing comes out of can't be left but by not waiting.
+// open looks at the file's beginning.
 func (f *bulkFlags) open(ctx context.Context, file io.Reader, name string) (bulk.Input, error) {
-	var input bulk.Input
-	var err error
-	opened := make(chan struct{})
-	go func() {
-		defer close(opened)
-		input, err = bulk.Open(file, name, bulk.Format(f.format), bulk.Defaults{Campaign: f.campaign, Source: f.source, IgnoreUnknown: f.ignoreUnknown})
-	}()
-	select {
-	case <-opened:
-		return input, err
-	case <-ctx.Done():
-		return nil, errors.New("stopped before the file began")
-	}
+	return unlessStuck(ctx, func() (bulk.Input, error) {
+		return bulk.Open(file, name, bulk.Format(f.format), bulk.Defaults{Campaign: f.campaign, Source: f.source, IgnoreUnknown: f.ignoreUnknown})
+	})
 }
 
 // withOut runs with the output that was asked for, and sums up.

@@ -27,7 +27,10 @@ const preflightPatience = 40 * time.Second
 func (f *bulkFlags) preflight(cmd *cobra.Command, input bulk.Input, size int64) error {
 	return withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
 		p := &bulk.Preflight{Input: input, All: f.checkStripe == checkAll, Check: jobs.CheckRequest, Ask: asker(client)}
-		return p.Report(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+		_, err := unlessStuck(ctx, func() (struct{}, error) {
+			return struct{}{}, p.Report(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr(), size)
+		})
+		return err
 	})(cmd, nil)
 }
 

@@ -21,7 +21,7 @@ import (
 
 func newCheckCommand() *cobra.Command {
 	var campaign string
-	var all bool
+	var all, ignoreUnknown bool
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check everything the service needs, one line each",
@@ -35,8 +35,8 @@ file, with --all each one, at STRIPE_READ_RATE.`,
 		Example: "  worker check\n  worker check --campaign customers.csv",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if all && campaign == "" {
-				return cli.Usagef("--all goes with --campaign FILE")
+			if (all || ignoreUnknown) && campaign == "" {
+				return cli.Usagef("--all and --ignore-unknown go with --campaign FILE")
 			}
 			cfg, err := loadConfig()
 			if err != nil {
@@ -51,7 +51,7 @@ file, with --all each one, at STRIPE_READ_RATE.`,
 			c.email(cmd.Context(), cfg)
 			c.webhooks(cmd.Context(), cfg)
 			if campaign != "" {
-				if err := c.campaign(cmd.Context(), cfg, campaign, all); err != nil {
+				if err := c.campaign(cmd.Context(), cfg, campaign, all, ignoreUnknown); err != nil {
 					return err
 				}
 			}
@@ -63,6 +63,7 @@ file, with --all each one, at STRIPE_READ_RATE.`,
 	}
 	cmd.Flags().StringVar(&campaign, "campaign", "", "CSV or JSON Lines of a campaign to look at before it goes out")
 	cmd.Flags().BoolVar(&all, "all", false, "with --campaign: look up each customer, not a sample")
+	cmd.Flags().BoolVar(&ignoreUnknown, "ignore-unknown", false, "with --campaign: as 'enqueue bulk' has it, for columns that are no field")
 	return cmd
 }
 

@@ -13,7 +13,7 @@ import (
 )
 
 // campaign looks at a file of requests as 'enqueue bulk --check-stripe' does, with this worker's settings and key.
-func (c *checkup) campaign(ctx context.Context, cfg *Config, name string, all bool) error {
+func (c *checkup) campaign(ctx context.Context, cfg *Config, name string, all, ignoreUnknown bool) error {
 	if c.app == nil {
 		return fmt.Errorf("--campaign: the pace of reads is kept in the database, %w", errNoDatabase)
 	}
@@ -30,7 +30,7 @@ func (c *checkup) campaign(ctx context.Context, cfg *Config, name string, all bo
 		return fmt.Errorf("--campaign: %s: %w", name, err)
 	}
 	// Rows without an id get one as from 'enqueue bulk', which asks for the campaign's name.
-	input, err := bulk.Open(file, name, "", bulk.Defaults{Campaign: "check", Source: "campaign", IgnoreUnknown: true})
+	input, err := bulk.Open(file, name, "", bulk.Defaults{Campaign: "check", Source: "campaign", IgnoreUnknown: ignoreUnknown})
 	if err != nil {
 		return fmt.Errorf("--campaign: %w", err)
 	}

@@ -32,10 +32,10 @@ type Preflight struct {
 
 	progress  PreflightProgress
 	seed      maphash.Seed
-	seen      map[uint64]struct{} // customers, by hash: among a million, two are taken for one once in forty million files
-	seenPlans map[portal.PreflightQuestion]struct{}
-	sample    []asked // of customers
-	waiting   []asked // to be asked next
+	seen      map[uint64]struct{}                   // questions, by hash: among a million, two are taken for one once in forty million files
+	seenPlans map[portal.PreflightQuestion]struct{} // whatever the connected account
+	sample    []asked                               // of customers
+	waiting   []asked                               // to be asked next
 	random    *rand.Rand
 }
 
@@ -119,23 +119,27 @@ func (p *Preflight) row(row *Row) error {
 	if err != nil {
 		return fmt.Errorf("line %d: %w", row.Line, err)
 	}
-	if _, ok := p.seenPlans[plan]; !ok {
-		if len(p.seenPlans) == maxPlans {
+	if p.isNew(plan) { // each connected account has portal configurations of its own
+		p.waiting = append(p.waiting, asked{row.Line, plan})
+		plan.StripeAccount = ""
+		if p.seenPlans[plan] = struct{}{}; len(p.seenPlans) > maxPlans {
 			return fmt.Errorf("the file names more than %d configurations and flows; check that its columns are what they should be", maxPlans)
 		}
-		p.seenPlans[plan] = struct{}{}
-		p.waiting = append(p.waiting, asked{row.Line, plan})
 	}
 	if customer.Customer == "" {
 		p.progress.Unknown++
 		return nil
 	}
-	hash := maphash.Comparable(p.seed, customer)
-	if _, ok := p.seen[hash]; !ok {
-		p.seen[hash] = struct{}{}
+	if p.isNew(customer) {
 		p.draw(asked{row.Line, customer})
 	}
 	return nil
+}
+
+func (p *Preflight) isNew(q portal.PreflightQuestion) bool {
+	n := len(p.seen)
+	p.seen[maphash.Comparable(p.seed, q)] = struct{}{}
+	return len(p.seen) > n
 }
 
 // draw takes each customer, or each with the same chance (reservoir sampling).

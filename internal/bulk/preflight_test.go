@@ -138,3 +138,16 @@ func TestPreflightProblemsAreBounded(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// Each connected account has configurations of its own; the bound is for what a file's columns mean.
+func TestPreflightOfConnectedAccounts(t *testing.T) {
+	t.Parallel()
+	rows := []string{"customer,stripe_account"}
+	for i := range maxPlans + 1 {
+		rows = append(rows, fmt.Sprintf("cus_1,acct_%d", i))
+	}
+	out, err := preflight(t, strings.Join(rows, "\n")+"\n", false, &fakeStripe{})
+	if err != nil || !strings.Contains(out, "200 of 1,001 customers and 1,001 portal configurations and flows") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

@@ -38,8 +38,9 @@ func (s *Service) answerCampaign(ctx context.Context, body []byte) (any, error) 
 	return s.Store.Campaign(ctx, r.Campaign)
 }
 
-// MostPreflightQuestions are of one CampaignCheckRequest: at 20 reads a second, answered in two seconds.
-const MostPreflightQuestions = 40
+// MostPreflightQuestions are of one CampaignCheckRequest: answered in a second at the default STRIPE_READ_RATE, and
+// within serviceTimeout at the lowest.
+const MostPreflightQuestions = 20
 
 // CampaignCheckRequest asks what would keep the sessions of a campaign's requests from being made. Nothing of it is
 // kept.

@@ -196,7 +196,7 @@ func (in *Intake) serve(ctx, stop context.Context, batch intakeItems) {
 // giveBack asks for redelivery, later with each try.
 func (in *Intake) giveBack(p part, msgs map[*Item]jetstream.Msg) {
 	in.metrics.failed.Inc()
-	in.Log.Error("requests could not be committed and go back to JetStream", "requests", len(p.items), "error", p.err)
+	in.Log.Error("requests could not be committed, or not all, and go back to JetStream", "requests", len(p.items), "error", p.err)
 	for _, item := range p.items {
 		msg := msgs[item]
 		delay := 30 * time.Second

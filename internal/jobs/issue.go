@@ -67,10 +67,10 @@ func messageID(stream string, seq uint64, stored time.Time) uuid.UUID {
 	return id
 }
 
-// Issue serves a batch. When it returns nil, one transaction has committed for each item a link
-// with its audit row and the jobs of its event and its deliveries, or finds that they are there already, or the audit row
-// of its rejection: the items may be acknowledged. After an error nothing is known to be
-// durable, and serving the same items again is right: what did take effect is found.
+// Issue serves a batch. When it returns nil, there is durably for each item a link with its audit row and the jobs of
+// its event and its deliveries, or the audit row of its rejection: the items may be acknowledged. After an error
+// nothing is known to be durable (new links are committed before repeats and rejections are), and serving the same
+// items again is right: what did take effect is found.
 func (s *Issuer) Issue(ctx context.Context, items []*Item) error {
 	return s.issue(ctx, items, func(*portal.Tx) error { return nil })
 }
@@ -87,7 +87,8 @@ func (s *Issuer) issueAtOnce(ctx context.Context, items []*Item) error {
 func (s *Issuer) issue(ctx context.Context, items []*Item, begin func(*portal.Tx) error) error {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	for _, item := range items {
-		if !item.parsed {
+		// A link whose time is over since it was parsed would have been created after its end.
+		if !item.parsed || item.Link != nil && !item.Link.ExpiresAt.After(now) {
 			s.parse(item, now)
 		}
 		item.parsed = false // another try parses anew

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +43,33 @@ func TestIssueStoresWhatWasAsked(t *testing.T) {
 	if n := w.count(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued' AND link_id = $1 AND request_id = $2 AND at = $3`,
 		link.ID, link.RequestID, testNow); n != 1 {
 		t.Errorf("%d audit rows, want 1", n)
+	}
+}
+
+// Between parsing and committing, while the database did not answer, the time of a link may pass.
+func TestShortLivedLinksParsedAhead(t *testing.T) {
+	t.Parallel()
+	w := database(t)
+	w.issuer.Now = func() time.Time { return testNow }
+	short := func(id string) []byte {
+		return []byte(strings.Replace(string(request(id)), "{", `{"expires_in":"10s",`, 1))
+	}
+	var items []*Item
+	for _, body := range [][]byte{short("a"), request("b"), short("c")} {
+		item := newTestItem(body)
+		w.issuer.parseAhead(item, testNow)
+		items = append(items, item)
+	}
+	w.at(11 * time.Second)
+	for _, part := range [][]*Item{items[:1], items[1:]} {
+		parts := w.issuer.issueApart(w.ctx, slog.New(slog.DiscardHandler), part)
+		if len(parts) != 1 || parts[0].err != nil {
+			t.Fatalf("%d transactions: %v", len(parts), parts[0].err)
+		}
+	}
+	w.wantTotal(total{links: 3, issued: 3})
+	if n := w.count(`SELECT count(*) FROM links WHERE expires_at - created_at = '10 s'`); n != 2 {
+		t.Errorf("%d links live for what they were to", n)
 	}
 }
 

@@ -147,10 +147,11 @@ func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange
 		return fmt.Errorf("encode the publish job: %w", err)
 	}
 	var job int64
-	due, state := time.Now(), rivertype.JobStateAvailable
+	var due *time.Time // now, by the database's clock
+	state := rivertype.JobStateAvailable
 	express := r.express.takes()
 	if express {
-		due, state = due.Add(publishLater), rivertype.JobStateScheduled
+		due, state = new(time.Now().Add(publishLater)), rivertype.JobStateScheduled
 	}
 	tx.QueryLater(func(answer pgx.Rows) (err error) {
 		job, err = pgx.CollectExactlyOneRow(answer, pgx.RowTo[int64])
@@ -162,7 +163,7 @@ func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange
 	if express {
 		tx.AfterCommit(func() {
 			handed, known := tx.HandedOver(rows...)
-			r.express.put(commit{job, due, rows, handed, known})
+			r.express.put(commit{job, *due, rows, handed, known})
 		})
 	}
 	return nil
@@ -172,7 +173,7 @@ func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange
 // is due later, and a process that works jobs looks for them every fetchPollInterval. By InsertTx each click and each
 // batch would wait once more for an answer, of a statement that costs four times as much.
 const insertPublishJob = `INSERT INTO river_job (args, kind, max_attempts, queue, scheduled_at, state, tags)
-	VALUES ($1, $2, $3, $4, $5, $6, '{}') RETURNING id`
+	VALUES ($1, $2, $3, $4, coalesce($5::timestamptz, now()), $6, '{}') RETURNING id`
 
 // remove deletes jobs that are not running.
 func (r *River) remove(ctx context.Context, jobs []int64) error {

@@ -54,9 +54,10 @@ func TestPublishJobIsRivers(t *testing.T) {
 	w := setup(t)
 	ids, err := portal.NewIDs(3)
 	must(t, err)
+	var created time.Time
 	row := func() (columns string, due time.Time) {
 		must(t, w.owner.QueryRow(w.ctx, `DELETE FROM river_job j
-			RETURNING (to_jsonb(j) - '{id,created_at,scheduled_at}'::text[])::text, scheduled_at`).Scan(&columns, &due))
+			RETURNING (to_jsonb(j) - '{id,created_at,scheduled_at}'::text[])::text, scheduled_at, created_at`).Scan(&columns, &due, &created))
 		return columns, due
 	}
 	for _, state := range []string{"available", "scheduled"} {
@@ -67,6 +68,7 @@ func TestPublishJobIsRivers(t *testing.T) {
 		}
 		must(t, portal.InTx(w.ctx, w.pool, func(tx *portal.Tx) error { return w.river.Publish(w.ctx, tx, ids) }))
 		ours, due := row()
+		ourCreated := created
 		_, err := w.river.client.Insert(w.ctx, PublishArgs{Rows: []portal.IDRange{ids}}, &opts)
 		must(t, err)
 		rivers, riversDue := row()
@@ -75,6 +77,9 @@ func TestPublishJobIsRivers(t *testing.T) {
 		}
 		if apart := riversDue.Sub(due).Abs(); apart > time.Minute {
 			t.Errorf("%s: due %s apart", state, apart)
+		}
+		if state == "available" && !ourCreated.Equal(due) {
+			t.Errorf("due %s, and not at once by the database's clock, %s", due, ourCreated)
 		}
 	}
 }

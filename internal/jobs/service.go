@@ -37,7 +37,7 @@ const (
 
 const (
 	serviceInFlight = 64
-	serviceChecks   = 4 // of campaigns at a time: each waits for Stripe, and creates are not to wait for them
+	serviceChecks   = 1 // of campaigns at a time: they share one pace, and creates are not to wait for them
 	serviceTimeout  = 30 * time.Second
 	serviceLinger   = 2 * time.Millisecond // a caller's way back, and some
 	serviceStart    = 10 * time.Second
@@ -226,6 +226,8 @@ func Explain(err error) (code, text string) {
 		return CodeBadRequest, err.Error()
 	case errors.Is(err, errChecksBusy):
 		return CodeUnavailable, errChecksBusy.Error()
+	case errors.Is(err, portal.ErrNoRead):
+		return CodeUnavailable, portal.ErrNoRead.Error()
 	case errors.As(err, &unread):
 		return CodeUnavailable, unread.Error()
 	case errors.Is(err, portal.ErrCounting):

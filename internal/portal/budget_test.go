@@ -233,6 +233,9 @@ func TestRateLimitLowersThePace(t *testing.T) {
 	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = 'acct_1' AND lowered_to = 500`); n != 1 {
 		t.Error("the pace was not lowered")
 	}
+	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = $1 AND lowered_to = 500`, readsLine); n != 1 {
+		t.Error("reads go on at their pace")
+	}
 	if log := b.log.String(); !strings.Contains(log, "lower STRIPE_RATE") {
 		t.Errorf("log:\n%s", log)
 	}

@@ -14,7 +14,8 @@ import (
 )
 
 // Preflight asks Stripe, before links go out, what would keep their sessions from being made. It only reads, and at a
-// pace of its own (STRIPE_READ_RATE), so that no person's click waits for it or is spared because of it.
+// pace of its own (STRIPE_READ_RATE), so that no person's click waits in line behind it. Stripe's limit for an account
+// is one for both: a 429 that a click gets lowers this pace too, but one that a read gets lowers this pace alone.
 type Preflight struct {
 	Stripe *Stripe
 	Reads  *Budget
@@ -34,6 +35,9 @@ type PreflightFinding struct {
 	Code    SessionCode `json:"code,omitzero"` // as session.failed would have it
 	Problem string      `json:"problem,omitzero"`
 }
+
+// ErrNoRead is returned when it came to no read: Stripe has no part in that.
+var ErrNoRead = errors.New("no read of Stripe could be made in time: other checks have them all (STRIPE_READ_RATE), or the database does not answer; try again in a minute")
 
 // ReadError is returned when Stripe could not be asked. Its text is for everybody: it holds nothing of Stripe's own, and
 // no key.
@@ -165,10 +169,10 @@ func (p *Preflight) slot(ctx context.Context) error {
 			return nil
 		}
 		if !errors.Is(err, errNoSlot) {
-			return fmt.Errorf("wait for a read of Stripe: %w", err)
+			return fmt.Errorf("%w (%w)", ErrNoRead, err)
 		}
 		if err := sleep(ctx, retryHold/2); err != nil {
-			return err
+			return fmt.Errorf("%w (%w)", ErrNoRead, err)
 		}
 	}
 }
@@ -177,7 +181,9 @@ func (p *Preflight) slot(ctx context.Context) error {
 func read[T any](ctx context.Context, p *Preflight, get func(context.Context) (T, error)) (T, error) {
 	pace := p.Stripe.pace
 	retry := failsafe.With(retrypolicy.NewBuilder[T]().
-		HandleIf(func(_ T, err error) bool { return err != nil && classify(err).Retryable() }).
+		HandleIf(func(_ T, err error) bool {
+			return err != nil && !errors.Is(err, ErrNoRead) && classify(err).Retryable()
+		}).
 		WithBackoff(pace.firstPause, pace.mostPause).WithJitterFactor(0.3).WithMaxAttempts(preflightTries).ReturnLastFailure().Build())
 	return retry.WithContext(ctx).Get(func() (answer T, err error) {
 		if err := p.slot(ctx); err != nil {
@@ -198,6 +204,9 @@ func accountOrError(err error, what string) (PreflightFinding, error) {
 	var se *stripe.Error
 	if errors.As(err, &se) && se.Code == stripe.ErrorCodeAccountInvalid {
 		return PreflightFinding{CodeBadKey, "STRIPE_API_KEY has no access to the connected account"}, nil
+	}
+	if errors.Is(err, ErrNoRead) {
+		return PreflightFinding{}, err
 	}
 	return PreflightFinding{}, &ReadError{what, classify(err)}
 }

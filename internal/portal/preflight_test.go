@@ -104,6 +104,18 @@ func TestPreflightCannotAsk(t *testing.T) {
 	}
 }
 
+// Where no slot can be had, Stripe is not to blame, and is not asked again and again.
+func TestPreflightWithoutASlot(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := &Preflight{Stripe: b.stripe, Reads: NewBudget(b.pool, 1000, b.clock.now, nil)}
+	b.pool.Close()
+	_, err := p.Ask(t.Context(), []PreflightQuestion{{Customer: "cus_1"}})
+	if !errors.Is(err, ErrNoRead) || errors.As(err, new(*ReadError)) {
+		t.Errorf("%v", err)
+	}
+}
+
 // A 429 is asked again, and lowers the pace of reads alone.
 func TestPreflightIsSlowedDown(t *testing.T) {
 	t.Parallel()

@@ -243,7 +243,8 @@ func (s *Stripe) slowDown(ctx context.Context, link *Link, err error) bool {
 	}
 	s.log.Warn("Stripe's rate limit was hit; the pace is lowered for all replicas", "stripe_request_id", classify(err).RequestID,
 		"hint", "lower STRIPE_RATE if this comes again, or see what else uses this Stripe account")
-	if err := s.budget.Lower(ctx, link.StripeAccount); err != nil {
+	// Reads count against the same limit of Stripe's, and nobody waits for them on a page.
+	if err := errors.Join(s.budget.Lower(ctx, link.StripeAccount), s.budget.Lower(ctx, readsLine)); err != nil {
 		s.log.Warn("the pace could not be lowered", "error", err)
 	}
 	return true
