@@ -25,5 +25,5 @@ fuzz:
 		done; \
 	done
 
-bench: # parts alone: go run ./internal/bench -only stampede
-	go run ./internal/bench
+bench: ## writes docs/performance.md; a part alone: go run ./internal/bench -only stampede -docs docs
+	go run ./internal/bench -docs docs

@@ -19,7 +19,7 @@ func (b *bench) creates(ctx context.Context, client *producer.Client) error {
 	if b.short {
 		n = 1_000
 	}
-	var p50s, p99s []time.Duration
+	var p50s, p99s, few, many []time.Duration
 	var rates []float64
 	for range rounds {
 		took, _, err := b.create(ctx, client, n/4, 16)
@@ -27,16 +27,20 @@ func (b *bench) creates(ctx context.Context, client *producer.Client) error {
 			return err
 		}
 		p50s, p99s = append(p50s, quantile(took, 0.5)), append(p99s, quantile(took, 0.99))
-		_, rate, err := b.create(ctx, client, n, 64)
+		few = append(few, took...)
+		took, rate, err := b.create(ctx, client, n, 64)
 		if err != nil {
 			return err
 		}
+		many = append(many, took...)
 		rates = append(rates, rate)
 	}
 	p50, p99, rate := median(p50s), median(p99s), median(rates)
 	b.goal(p50 <= 3*time.Millisecond, "portal.links.create, 16 in flight, p50", ms(p50), "", "", "≤ 3 ms")
 	b.goal(p99 <= 15*time.Millisecond, "portal.links.create, 16 in flight, p99", ms(p99), "", "", "≤ 15 ms")
 	b.goal(rate >= 3000, "portal.links.create, 64 in flight", fmt.Sprintf("%.0f/s", rate), "", "", "≥ 3,000/s")
+	b.latencies("16 in flight", few)
+	b.latencies("64 in flight", many)
 	return nil
 }
 

@@ -4,12 +4,15 @@
 //	go run ./internal/bench          (make bench)
 //	go run ./internal/bench -short   a form of seconds, for CI
 //
+// With -docs it keeps what it found in docs/performance/results.json, and renders docs/performance.md and the plots from
+// it, a part at a time; the page's prose is in performance.md.tmpl (-render: after edits of it).
+//
 // The first parts compare the service with what is as fast as can be, or measure it alone: intake,
 // service, bulk, clicks. The others put people before it (internal/crowd) and see that all of them get
 // through: stampede, outage, burst.
 //
-// Each comparison runs both sides in turn, several rounds, and prints the medians and the median
-// of the rounds' ratios: this kind of machine is noisy, and a ratio of two runs minutes apart
+// Each comparison runs both sides in turn, several rounds, and prints the medians, and the median
+// of the rounds' ratios with their least and most: this kind of machine is noisy, and a ratio of two runs minutes apart
 // says little. It exits 1 where a goal is missed.
 package main
 
@@ -23,6 +26,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -35,11 +39,21 @@ import (
 )
 
 func main() {
-	only := flag.String("only", "", "one part alone: intake, service, bulk, crash, million, clicks, full, workers, stampede, outage or burst")
-	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced")
+	only := flag.String("only", "", "one part alone: "+strings.Join(partNames(), ", "))
+	short := flag.Bool("short", false, "a quick form: small numbers, goals printed but not enforced, nothing written")
+	docs := flag.String("docs", "", "keep the results in this directory, and render performance.md and its plots there; empty = only print")
+	again := flag.Bool("render", false, "measure nothing: render the page of -docs from the results that are there")
 	flag.Parse()
-	b := &bench{short: *short, only: *only, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
-	if err := b.run(context.Background()); err != nil {
+	if err := checkFlags(*only, *short, *docs, *again); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	b := &bench{short: *short, only: *only, docs: *docs, out: tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)}
+	work := b.run
+	if *again {
+		work = b.renderAgain
+	}
+	if err := work(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -49,11 +63,44 @@ func main() {
 	}
 }
 
+func checkFlags(only string, short bool, docs string, again bool) error {
+	switch {
+	case flag.NArg() > 0:
+		return fmt.Errorf("what is %q? There are flags only: -help", flag.Arg(0))
+	case only != "" && !slices.Contains(partNames(), only):
+		return fmt.Errorf("no part is called %q; there are %s", only, strings.Join(partNames(), ", "))
+	case short && docs != "":
+		return errors.New("-short measures too little for -docs; leave one of them out")
+	case again && docs == "":
+		return errors.New("-render needs -docs, the directory of performance.md")
+	}
+	return nil
+}
+
+// part measures something by itself.
+type part struct {
+	name string
+	run  func(*bench, context.Context) error
+}
+
+var parts = []part{{"intake", (*bench).intake}, {"service", (*bench).service}, {"bulk", (*bench).bulk}, {"crash", (*bench).crash}, {"million", (*bench).million},
+	{"clicks", (*bench).clicks}, {"full", (*bench).full}, {"workers", (*bench).workers},
+	{"stampede", (*bench).stampede}, {"outage", (*bench).outage}, {"burst", (*bench).burst}}
+
+func partNames() (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
+}
+
 type bench struct {
 	short  bool
 	only   string
+	docs   string // where the results are kept; empty = nowhere
 	out    *tabwriter.Writer
 	missed int
+	found  *result // of the part that runs
 
 	dir  string
 	pg   *stack.Postgres
@@ -87,15 +134,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	fmt.Printf("%s, %d CPUs, %s; Postgres with fsync, NATS JetStream on disk; medians of interleaved rounds\n\n",
 		runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), runtime.Version())
 	fmt.Fprintln(b.out, "what\tours\tcompared with\tratio\tgoal")
-	for _, part := range []struct {
-		name string
-		run  func(context.Context) error
-	}{{"intake", b.intake}, {"service", b.service}, {"bulk", b.bulk}, {"crash", b.crash}, {"million", b.million}, {"clicks", b.clicks}, {"full", b.full}, {"workers", b.workers},
-		{"stampede", b.stampede}, {"outage", b.outage}, {"burst", b.burst}} {
-		if b.only != "" && b.only != part.name {
+	for _, p := range parts {
+		if b.only != "" && b.only != p.name {
 			continue
 		}
-		if err := part.run(ctx); err != nil {
+		if err := b.runPart(ctx, p); err != nil {
 			return err
 		}
 		_ = b.out.Flush()
@@ -106,6 +149,31 @@ func (b *bench) run(ctx context.Context) (err error) {
 // postgresSettings are those that docs/operating.md recommends, for both sides of each comparison. With Postgres'
 // defaults, meant for a machine of 1 GB, a database of 5,000,000 links took requests half as fast as an empty one.
 var postgresSettings = map[string]string{"shared_buffers": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "15min", "wal_compression": "lz4"}
+
+func (b *bench) runPart(ctx context.Context, p part) error {
+	where, err := b.machine(ctx)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	b.found = &result{Measured: began.UTC().Truncate(time.Second), Commit: commit(ctx), Machine: where}
+	if err := p.run(b, ctx); err != nil {
+		return err
+	}
+	b.found.Seconds = time.Since(began).Round(time.Second).Seconds()
+	if b.docs == "" {
+		return nil
+	}
+	return keep(b.docs, p.name, b.found)
+}
+
+func (b *bench) renderAgain(context.Context) error {
+	all, err := readResults(b.docs)
+	if err != nil {
+		return err
+	}
+	return render(b.docs, all)
+}
 
 func (b *bench) start(ctx context.Context) (err error) {
 	if b.pg, err = stack.StartPostgres(ctx, stack.PostgresConfig{Dir: filepath.Join(b.dir, "pg"), Fsync: true, Settings: postgresSettings}); err != nil {
@@ -161,13 +229,35 @@ func (b *bench) stop(ctx context.Context) {
 	}
 }
 
-// goal prints a row and counts a miss.
+// noGoal is the goal of rows that only show something.
+const noGoal = "shown"
+
+// goal prints a row, keeps it and counts a miss.
 func (b *bench) goal(met bool, what, ours, other, ratio, goal string) {
+	b.found.Rows = append(b.found.Rows, row{What: what, Ours: ours, Other: other, Ratio: ratio, Goal: goal, Met: met})
 	if !met {
 		b.missed++
 		goal += "  MISSED"
 	}
 	fmt.Fprintf(b.out, "%s\t%s\t%s\t%s\t%s\n", what, ours, other, ratio, goal)
+}
+
+// ratios are those of each round.
+func ratios[T float64 | time.Duration](ours, others []T) []float64 {
+	all := make([]float64, len(ours))
+	for i := range ours {
+		all[i] = float64(ours[i]) / float64(others[i])
+	}
+	return all
+}
+
+// ofRounds is the rounds' median, with the least and the most of them where there are several.
+func ofRounds(format string, rounds []float64) string {
+	mid := fmt.Sprintf(format, median(rounds))
+	if len(rounds) < 2 {
+		return mid
+	}
+	return fmt.Sprintf("%s ("+format+" to "+format+")", mid, slices.Min(rounds), slices.Max(rounds))
 }
 
 func median[T int | float64 | time.Duration](v []T) T {

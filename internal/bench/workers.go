@@ -159,7 +159,7 @@ func (b *bench) tellWorkers(fleets []*fleet, n int) {
 			rate, ratio, other := median(row.of(f)), "", ""
 			if f != one {
 				other = fmt.Sprintf("one worker: %.0f/s", median(row.of(one)))
-				ratio = fmt.Sprintf("%.2f", rate/median(row.of(one)))
+				ratio = ofRounds("%.2f", ratios(row.of(f), row.of(one)))
 			}
 			b.goal(true, fmt.Sprintf("%d workers, %s", f.size, row.what), fmt.Sprintf("%.0f/s", rate), other, ratio, "shown")
 		}
