@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"image/color"
 	"math"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,14 +76,14 @@ func plotRates(p *plot.Plot, all []series) error {
 			return err
 		}
 		p.Add(bar, rounds)
-		if err := label(p, float64(i), mid*0.8, text.XCenter, text.YTop, grouped(mid)+"/s"); err != nil {
+		if err := label(p, float64(i), slices.Min(s.Y)*0.8, text.XCenter, text.YTop, grouped(mid)+"/s"); err != nil {
 			return err
 		}
 	}
 	p.NominalX(names...)
 	p.X.Min, p.X.Max = -0.5, float64(len(all))-0.5
 	p.Y.Label.Text = "links a second (log)"
-	logAxis(&p.Y, least/2, most*1.5)
+	logAxis(&p.Y, least/3, most*1.5)
 	return nil
 }
 
@@ -119,8 +120,8 @@ func plotCampaign(p *plot.Plot, all []series) error {
 	p.Y.Min, p.Y.Max = 0, n*1.05
 	p.Y.Tick.Marker = plot.ConstantTicks{{Value: 0, Label: "0"}, {Value: n / 4, Label: grouped(n / 4)}, {Value: n / 2, Label: grouped(n / 2)}, {Value: n * 3 / 4, Label: grouped(n * 3 / 4)}, {Value: n, Label: grouped(n)}}
 	for _, err := range []error{
-		label(p, last.X*1.2, n*0.97, text.XLeft, text.YTop, ours.Name),
-		label(p, end*0.38, n*0.45, text.XRight, text.YCenter, "sessions made\nat 25 a second"),
+		label(p, last.X*1.2, n*0.97, text.XLeft, text.YTop, "links in the\nsender's file"),
+		label(p, end*0.26, n*0.45, text.XRight, text.YCenter, "sessions made\nat 25 a second"),
 		label(p, sessionLives/4, min(sessionsRate*sessionLives, n)+n*0.02, text.XRight, text.YBottom, "of these alive"),
 	} {
 		if err != nil {
