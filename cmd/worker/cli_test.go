@@ -100,6 +100,16 @@ func TestCheckTellsWhatIsWrong(t *testing.T) {
 			t.Errorf("a campaign: exit %d, want %q in\n%s", code, says, out)
 		}
 	}
+	if err := os.WriteFile(file, []byte("customer,retrun_url\ncus_1,https://www.example.com/\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out = d.command([]string{"LINK_BASE_URL=" + w.click}, "check", "--campaign", file)
+	if code != 1 || !strings.Contains(out, "retrun_url") || !strings.Contains(out, "--ignore-unknown") {
+		t.Errorf("a column that is no field: exit %d\n%s", code, out)
+	}
+	if code, out = d.command([]string{"LINK_BASE_URL=" + w.click}, "check", "--campaign", file, "--ignore-unknown"); !strings.Contains(out, "1 rows read") {
+		t.Errorf("a column that is ignored: exit %d\n%s", code, out)
+	}
 	if n := len(d.sim.Sessions()); n != 0 {
 		t.Errorf("check made %d sessions", n)
 	}

@@ -117,6 +117,7 @@ type roles struct {
 	issuer      *jobs.Issuer
 	store       *portal.Store
 	stripe      *portal.Stripe
+	reads       *portal.Budget // of Stripe, by campaign checks
 	click       *portal.ClickServer
 	mailer      *notify.Mailer   // nil without SMTP_URL
 	webhooks    *notify.Webhooks // nil without WEBHOOK_SECRETS
@@ -137,8 +138,9 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 	r := &roles{river: river, mailer: mailer, webhooks: cfg.webhooks, store: portal.NewStore(b.pool, river.Publish, time.Now)}
 	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
+	r.reads = portal.NewBudget(b.pool, cfg.StripeReadRate, time.Now, nil)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
-		Budget: budget, Log: log, Registerer: reg})
+		Budget: budget, Reads: r.reads, Log: log, Registerer: reg})
 	abort, abortClicks := context.WithCancel(context.WithoutCancel(ctx))
 	r.abortClicks = abortClicks
 	r.click = (&portal.ClickServer{Keys: cfg.keys, Store: r.store, Stripe: r.stripe, Budget: budget, Limits: portal.NewLimits(), Detector: portal.NewDetector(), Renew: r.issuer.Renew,
@@ -179,7 +181,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 
 	r := &running{log: log, failed: make(chan error, 8)}
 	service := jobs.NewService(role.issuer, role.store, log)
-	service.Preflight = &portal.Preflight{Stripe: role.stripe, Reads: portal.NewBudget(b.pool, cfg.StripeReadRate, time.Now, nil)}
+	service.Preflight = &portal.Preflight{Stripe: role.stripe, Reads: role.reads}
 	admin := newAdmin(cfg, b.pool, b.nats, reg, service)
 	adminServer := admin.server()
 	r.serve("internal server", adminServer, l.admin)

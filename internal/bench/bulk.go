@@ -121,7 +121,7 @@ func (p progress) scaled(sizes []float64, took time.Duration, n int) progress {
 
 // thinned has so many points or few more, the last one among them.
 func (p progress) thinned(points int) (few progress) {
-	step := max(1, len(p.seconds)/points)
+	step := 1 + (len(p.seconds)-1)/points
 	for i := range p.seconds {
 		if i%step == 0 || i == len(p.seconds)-1 {
 			few.seconds, few.links = append(few.seconds, p.seconds[i]), append(few.links, p.links[i])

@@ -34,8 +34,12 @@ func TestCommittedPage(t *testing.T) {
 		t.Error("docs/performance.md is not what its template and results give; run: go run ./internal/bench -render -docs docs")
 	}
 	for name := range plots {
-		if _, err := os.Stat(filepath.Join(committedDocs, "performance", name+".svg")); all[name].plotted() != (err == nil) {
-			t.Errorf("%s has points: %v; its plot: %v", name, all[name].plotted(), err)
+		want, err := drawPlot(name, all[name].Series)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if got, err := os.ReadFile(filepath.Join(committedDocs, "performance", name+".svg")); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("the plot of %s is not what its results give: %v; render it again", name, err)
 		}
 	}
 	for name := range all {
@@ -168,11 +172,20 @@ func wellFormed(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
+	elements := 0
 	for d := xml.NewDecoder(f); ; {
-		if _, err := d.Token(); errors.Is(err, io.EOF) {
-			return
-		} else if err != nil {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
+		if _, ok := token.(xml.StartElement); ok {
+			elements++
+		}
+	}
+	if elements < 10 {
+		t.Errorf("%s draws nothing: %d elements", path, elements)
 	}
 }

@@ -148,7 +148,11 @@ func keep(docs, part string, r *result) error {
 	if err := os.MkdirAll(filepath.Dir(resultsFile(docs)), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(resultsFile(docs), append(body, '\n'), 0o644); err != nil {
+	fresh := resultsFile(docs) + ".new" // what ends this process in between leaves the old ones
+	if err := os.WriteFile(fresh, append(body, '\n'), 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, resultsFile(docs)); err != nil {
 		return err
 	}
 	return render(docs, all)

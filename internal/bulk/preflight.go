@@ -20,8 +20,9 @@ import (
 const PreflightSample = 200
 
 // Preflight looks, before a campaign goes out, for what would keep its sessions from being made: at every row by
-// Check, at customers by asking Stripe, a sample of them or each, and at every portal configuration and flow that the rows
-// want. It holds the sample, and eight bytes a customer.
+// Check, and by asking Stripe at customers and at the portal configurations and flows that the rows want of connected
+// accounts, a sample of each or all, and at all those of its own account. It holds the samples, and eight bytes of what
+// it has seen.
 type Preflight struct {
 	Input Input
 	All   bool
@@ -35,6 +36,8 @@ type Preflight struct {
 	seen      map[uint64]struct{}                   // questions, by hash: among a million, two are taken for one once in forty million files
 	seenPlans map[portal.PreflightQuestion]struct{} // whatever the connected account
 	sample    []asked                               // of customers
+	accounts  []asked                               // sample of connected accounts' plans
+	connected int                                   // such plans
 	waiting   []asked                               // to be asked next
 	random    *rand.Rand
 }
@@ -43,7 +46,7 @@ type Preflight struct {
 type PreflightProgress struct {
 	Rows, Customers int // in the file; Customers are distinct
 	Asked           int // customers
-	Plans           int // distinct configurations and flows, all of which are asked about
+	Plans           int // distinct configurations and flows that were asked about
 	Unknown         int // rows with a customer_account, which there is no way to ask about
 	Problems        int
 	Bytes           int64
@@ -74,7 +77,7 @@ func (p *Preflight) Run(ctx context.Context) (PreflightProgress, error) {
 	p.progress.begun = time.Now()
 	err := p.read(ctx)
 	if err == nil {
-		p.waiting = append(p.waiting, p.sample...)
+		p.waiting = append(append(p.waiting, p.accounts...), p.sample...)
 		err = p.ask(ctx, 1)
 	}
 	p.progress.Elapsed = time.Since(p.progress.begun)
@@ -120,7 +123,11 @@ func (p *Preflight) row(row *Row) error {
 		return fmt.Errorf("line %d: %w", row.Line, err)
 	}
 	if p.isNew(plan) { // each connected account has portal configurations of its own
-		p.waiting = append(p.waiting, asked{row.Line, plan})
+		if plan.StripeAccount == "" {
+			p.waiting = append(p.waiting, asked{row.Line, plan})
+		} else {
+			p.draw(&p.accounts, &p.connected, asked{row.Line, plan})
+		}
 		plan.StripeAccount = ""
 		if p.seenPlans[plan] = struct{}{}; len(p.seenPlans) > maxPlans {
 			return fmt.Errorf("the file names more than %d configurations and flows; check that its columns are what they should be", maxPlans)
@@ -131,7 +138,7 @@ func (p *Preflight) row(row *Row) error {
 		return nil
 	}
 	if p.isNew(customer) {
-		p.draw(asked{row.Line, customer})
+		p.draw(&p.sample, &p.progress.Customers, asked{row.Line, customer})
 	}
 	return nil
 }
@@ -142,16 +149,16 @@ func (p *Preflight) isNew(q portal.PreflightQuestion) bool {
 	return len(p.seen) > n
 }
 
-// draw takes each customer, or each with the same chance (reservoir sampling).
-func (p *Preflight) draw(a asked) {
-	p.progress.Customers++
-	switch i := p.random.IntN(p.progress.Customers); {
+// draw takes each one, or each with the same chance (reservoir sampling), of those that n counts.
+func (p *Preflight) draw(sample *[]asked, n *int, a asked) {
+	*n++
+	switch i := p.random.IntN(*n); {
 	case p.All:
 		p.waiting = append(p.waiting, a)
-	case len(p.sample) < PreflightSample:
-		p.sample = append(p.sample, a)
+	case len(*sample) < PreflightSample:
+		*sample = append(*sample, a)
 	case i < PreflightSample:
-		p.sample[i] = a
+		(*sample)[i] = a
 	}
 }
 

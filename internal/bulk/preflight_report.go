@@ -31,7 +31,7 @@ func (p *Preflight) Report(ctx context.Context, out, shown io.Writer, size int64
 			progressbar.OptionShowDescriptionAtLineEnd(), progressbar.OptionThrottle(redraw), progressbar.OptionSetSpinnerChangeInterval(0))
 	}
 	p.Told = func(now PreflightProgress) {
-		line := english.Sprintf("%d rows read, %d customers looked up, %s", now.Rows, now.Asked, counted(now.Problems, "problem", "problems"))
+		line := english.Sprintf("%d rows read, %d customers and %d portal configurations looked up, %s", now.Rows, now.Asked, now.Plans, counted(now.Problems, "problem", "problems"))
 		if bar != nil {
 			bar.Describe(line)
 			_ = bar.Set64(now.Bytes)

@@ -147,7 +147,7 @@ func TestPreflightOfConnectedAccounts(t *testing.T) {
 		rows = append(rows, fmt.Sprintf("cus_1,acct_%d", i))
 	}
 	out, err := preflight(t, strings.Join(rows, "\n")+"\n", false, &fakeStripe{})
-	if err != nil || !strings.Contains(out, "200 of 1,001 customers and 1,001 portal configurations and flows") {
+	if err != nil || !strings.Contains(out, "200 of 1,001 customers and 200 portal configurations and flows") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -42,6 +43,9 @@ func (s *Service) answerCampaign(ctx context.Context, body []byte) (any, error) 
 // within serviceTimeout at the lowest.
 const MostPreflightQuestions = 20
 
+// checkTurn is how long a check waits for its turn, which leaves time for it at the lowest STRIPE_READ_RATE.
+const checkTurn = 5 * time.Second
+
 // CampaignCheckRequest asks what would keep the sessions of a campaign's requests from being made. Nothing of it is
 // kept.
 type CampaignCheckRequest struct {
@@ -70,6 +74,14 @@ func (s *Service) answerCampaignCheck(ctx context.Context, body []byte) (any, er
 	case s.checks <- struct{}{}:
 		defer func() { <-s.checks }()
 	default:
+		return nil, errChecksBusy
+	}
+	waiting, cancel := context.WithTimeout(ctx, checkTurn)
+	defer cancel()
+	select {
+	case s.asking <- struct{}{}: // in the order of their coming
+		defer func() { <-s.asking }()
+	case <-waiting.Done():
 		return nil, errChecksBusy
 	}
 	findings, err := s.Preflight.Ask(ctx, r.Questions)

@@ -1,10 +1,13 @@
 package jobs
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"latchkey/internal/contract"
 	"latchkey/internal/portal"
@@ -93,4 +96,26 @@ func TestCampaignCheckRefusesWhatIsNoID(t *testing.T) {
 			t.Errorf("%.60s: %q, %s", body, code, text)
 		}
 	}
+}
+
+// Checks share one pace: who comes while another one is being answered waits for a while, and is then told why.
+func TestCampaignChecksTakeTurns(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := NewService(&Issuer{}, nil, nil)
+		s.asking <- struct{}{}
+		began := time.Now()
+		_, err := s.answerCampaignCheck(t.Context(), []byte(`{"questions":[{"customer":"cus_1"}]}`))
+		if !errors.Is(err, errChecksBusy) || time.Since(began) != checkTurn {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		for range serviceChecks {
+			s.checks <- struct{}{}
+		}
+		began = time.Now()
+		_, err = s.answerCampaignCheck(t.Context(), []byte(`{"questions":[{"customer":"cus_1"}]}`))
+		if !errors.Is(err, errChecksBusy) || time.Since(began) != 0 {
+			t.Errorf("with many waiting, after %v: %v", time.Since(began), err)
+		}
+	})
 }

@@ -87,8 +87,8 @@ func (s *Issuer) issueAtOnce(ctx context.Context, items []*Item) error {
 func (s *Issuer) issue(ctx context.Context, items []*Item, begin func(*portal.Tx) error) error {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	for _, item := range items {
-		// A link whose time is over since it was parsed would have been created after its end.
-		if !item.parsed || item.Link != nil && !item.Link.ExpiresAt.After(now) {
+		// A link lives from its commit, not from when it was parsed, which a slow database puts far apart.
+		if !item.parsed || item.Link != nil && now.Sub(item.Link.CreatedAt) > parsedAhead {
 			s.parse(item, now)
 		}
 		item.parsed = false // another try parses anew
@@ -183,6 +183,9 @@ func (s *Issuer) reject(ctx context.Context, log *slog.Logger, item *Item, refus
 	item.refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
 	return s.Issue(ctx, []*Item{item})
 }
+
+// parsedAhead is how long before its transaction a request may be parsed.
+const parsedAhead = time.Second
 
 // parseAhead is parse for an item that is issued right after, by a caller who has time while others are being
 // committed.

@@ -147,33 +147,34 @@ func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange
 		return fmt.Errorf("encode the publish job: %w", err)
 	}
 	var job int64
-	var due *time.Time // now, by the database's clock
+	var later time.Duration
 	state := rivertype.JobStateAvailable
 	express := r.express.takes()
 	if express {
-		due, state = new(time.Now().Add(publishLater)), rivertype.JobStateScheduled
+		later, state = publishLater, rivertype.JobStateScheduled
 	}
+	due := time.Now().Add(later)
 	tx.QueryLater(func(answer pgx.Rows) (err error) {
 		job, err = pgx.CollectExactlyOneRow(answer, pgx.RowTo[int64])
 		if err != nil {
 			return fmt.Errorf("insert the publish job: %w", err)
 		}
 		return nil
-	}, insertPublishJob, string(args), PublishArgs{}.Kind(), river.MaxAttemptsDefault, queueEvents, due, string(state))
+	}, insertPublishJob, string(args), PublishArgs{}.Kind(), river.MaxAttemptsDefault, queueEvents, later, string(state))
 	if express {
 		tx.AfterCommit(func() {
 			handed, known := tx.HandedOver(rows...)
-			r.express.put(commit{job, *due, rows, handed, known})
+			r.express.put(commit{job, due, rows, handed, known})
 		})
 	}
 	return nil
 }
 
-// insertPublishJob writes what river.Client.InsertTx would, but for the notification: that is not sent for a job that
+// insertPublishJob writes what river.Client.InsertTx would, by the database's clock, but for the notification: that is not sent for a job that
 // is due later, and a process that works jobs looks for them every fetchPollInterval. By InsertTx each click and each
 // batch would wait once more for an answer, of a statement that costs four times as much.
 const insertPublishJob = `INSERT INTO river_job (args, kind, max_attempts, queue, scheduled_at, state, tags)
-	VALUES ($1, $2, $3, $4, coalesce($5::timestamptz, now()), $6, '{}') RETURNING id`
+	VALUES ($1, $2, $3, $4, now() + $5::interval, $6, '{}') RETURNING id`
 
 // remove deletes jobs that are not running.
 func (r *River) remove(ctx context.Context, jobs []int64) error {

@@ -37,7 +37,7 @@ const (
 
 const (
 	serviceInFlight = 64
-	serviceChecks   = 1 // of campaigns at a time: they share one pace, and creates are not to wait for them
+	serviceChecks   = 8 // of campaigns that wait for their turn or are at it: creates are not to wait for them
 	serviceTimeout  = 30 * time.Second
 	serviceLinger   = 2 * time.Millisecond // a caller's way back, and some
 	serviceStart    = 10 * time.Second
@@ -52,12 +52,13 @@ type Service struct {
 	Preflight *portal.Preflight // answers portal.campaigns.check
 
 	creates portal.Group[*Item] // concurrent ones share a transaction
-	checks  chan struct{}       // holds one for each campaign check that is being answered
+	checks  chan struct{}       // holds one for each campaign check that waits or is being answered
+	asking  chan struct{}       // holds the one that is being answered: they share one pace
 }
 
 // NewService makes the service; what answers by another way than NATS uses its methods.
 func NewService(issuer *Issuer, store *portal.Store, log *slog.Logger) *Service {
-	return &Service{Issuer: issuer, Store: store, Log: log, checks: make(chan struct{}, serviceChecks), creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight, Linger: serviceLinger}}
+	return &Service{Issuer: issuer, Store: store, Log: log, checks: make(chan struct{}, serviceChecks), asking: make(chan struct{}, 1), creates: portal.Group[*Item]{Commit: issuer.issueAtOnce, Most: serviceInFlight, Linger: serviceLinger}}
 }
 
 // GetRequest asks for a link by its id, its request's id, a click's (the reference on an error page) or an

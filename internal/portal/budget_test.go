@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"latchkey/internal/stripesim"
 )
 
@@ -233,8 +235,11 @@ func TestRateLimitLowersThePace(t *testing.T) {
 	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = 'acct_1' AND lowered_to = 500`); n != 1 {
 		t.Error("the pace was not lowered")
 	}
-	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = $1 AND lowered_to = 500`, readsLine); n != 1 {
+	if n := b.number(`SELECT count(*) FROM stripe_budget WHERE account = $1 AND lowered_to = 200`, readsLine); n != 1 {
 		t.Error("reads go on at their pace")
+	}
+	if n := testutil.ToFloat64(b.budget.lowered); n != 1 {
+		t.Errorf("one 429 counts %v times", n)
 	}
 	if log := b.log.String(); !strings.Contains(log, "lower STRIPE_RATE") {
 		t.Errorf("log:\n%s", log)

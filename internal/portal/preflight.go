@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,7 @@ type PreflightFinding struct {
 	Problem string      `json:"problem,omitzero"`
 }
 
-// ErrNoRead is returned when it came to no read: Stripe has no part in that.
+// ErrNoRead is returned when it did not come to a read: Stripe has no part in that.
 var ErrNoRead = errors.New("no read of Stripe could be made in time: other checks have them all (STRIPE_READ_RATE), or the database does not answer; try again in a minute")
 
 // ReadError is returned when Stripe could not be asked. Its text is for everybody: it holds nothing of Stripe's own, and
@@ -185,10 +186,12 @@ func read[T any](ctx context.Context, p *Preflight, get func(context.Context) (T
 			return err != nil && !errors.Is(err, ErrNoRead) && classify(err).Retryable()
 		}).
 		WithBackoff(pace.firstPause, pace.mostPause).WithJitterFactor(0.3).WithMaxAttempts(preflightTries).ReturnLastFailure().Build())
+	var last error // of Stripe's
 	return retry.WithContext(ctx).Get(func() (answer T, err error) {
 		if err := p.slot(ctx); err != nil {
-			return answer, err
+			return answer, cmp.Or(last, err)
 		}
+		defer func() { last = err }()
 		ctx, cancel := context.WithTimeout(ctx, pace.try)
 		defer cancel()
 		if answer, err = get(ctx); isRateLimit(err) {

@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -109,9 +110,31 @@ func TestPreflightWithoutASlot(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	p := &Preflight{Stripe: b.stripe, Reads: NewBudget(b.pool, 1000, b.clock.now, nil)}
-	b.pool.Close()
+	var tries atomic.Int32
+	p.Reads.takes.Commit = func(context.Context, []*take) error { tries.Add(1); return errors.New("away") }
 	_, err := p.Ask(t.Context(), []PreflightQuestion{{Customer: "cus_1"}})
-	if !errors.Is(err, ErrNoRead) || errors.As(err, new(*ReadError)) {
+	if !errors.Is(err, ErrNoRead) || errors.As(err, new(*ReadError)) || tries.Load() != 1 {
+		t.Errorf("after %d tries: %v", tries.Load(), err)
+	}
+}
+
+// Where Stripe answered before there was no slot for another try, its answer is the reason.
+func TestPreflightWithoutASecondSlot(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	p := &Preflight{Stripe: b.stripe, Reads: NewBudget(b.pool, 1000, b.clock.now, nil)}
+	p.Stripe = newStripe(StripeConfig{Key: stripesim.TestKey, APIBase: "http://127.0.0.1:1"}, quick)
+	defer p.Stripe.Close()
+	tries := 0
+	p.Reads.takes.Commit = func(_ context.Context, takes []*take) error {
+		if tries++; tries > 1 {
+			return errors.New("away")
+		}
+		takes[0].turn.slot = true
+		return nil
+	}
+	_, err := p.Ask(t.Context(), []PreflightQuestion{{Customer: "cus_1"}})
+	if !errors.As(err, new(*ReadError)) || errors.Is(err, ErrNoRead) {
 		t.Errorf("%v", err)
 	}
 }

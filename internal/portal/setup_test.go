@@ -158,7 +158,7 @@ func (b *bundle) newStripe(cfg StripeConfig, p pace) *Stripe {
 		b.sim.ServeHTTP(w, r)
 	}))
 	b.t.Cleanup(srv.Close)
-	cfg.APIBase, cfg.Budget = srv.URL, b.budget
+	cfg.APIBase, cfg.Budget, cfg.Reads = srv.URL, b.budget, NewBudget(b.pool, 400, b.clock.now, nil)
 	if b.log != nil {
 		cfg.Log = slog.New(slog.NewJSONHandler(b.log, nil))
 	}

@@ -30,6 +30,7 @@ type StripeConfig struct {
 	APIVersion       string       // empty = the SDK's
 	DefaultReturnURL string       // for sessions that name none
 	Budget           *Budget      // of retries and 429s; nil = none, for a client that creates no sessions
+	Reads            *Budget      // that a click's 429 lowers too; nil = none
 	Log              *slog.Logger // nil = none
 	Registerer       prometheus.Registerer
 }
@@ -62,6 +63,7 @@ type Stripe struct {
 	pace      pace
 	client    *stripe.Client
 	budget    *Budget
+	reads     *Budget
 	log       *slog.Logger
 	retry     failsafe.Executor[*stripe.BillingPortalSession]
 	breaker   circuitbreaker.CircuitBreaker[*stripe.BillingPortalSession]
@@ -98,6 +100,7 @@ func newStripe(cfg StripeConfig, pace pace) *Stripe {
 		version:   cfg.APIVersion,
 		pace:      pace,
 		budget:    cfg.Budget,
+		reads:     cfg.Reads,
 		log:       cmp.Or(cfg.Log, slog.New(slog.DiscardHandler)),
 		http:      &http.Client{Transport: sized{transport}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		httpOK:    loopbackURL(cfg.APIBase),
@@ -244,7 +247,7 @@ func (s *Stripe) slowDown(ctx context.Context, link *Link, err error) bool {
 	s.log.Warn("Stripe's rate limit was hit; the pace is lowered for all replicas", "stripe_request_id", classify(err).RequestID,
 		"hint", "lower STRIPE_RATE if this comes again, or see what else uses this Stripe account")
 	// Reads count against the same limit of Stripe's, and nobody waits for them on a page.
-	if err := errors.Join(s.budget.Lower(ctx, link.StripeAccount), s.budget.Lower(ctx, readsLine)); err != nil {
+	if err := errors.Join(s.budget.Lower(ctx, link.StripeAccount), s.reads.Lower(ctx, readsLine)); err != nil {
 		s.log.Warn("the pace could not be lowered", "error", err)
 	}
 	return true
