@@ -50,7 +50,6 @@ type PreflightProgress struct {
 	Unknown         int // rows with a customer_account, which there is no way to ask about
 	Problems        int
 	Bytes           int64
-	Reading         bool // the sample is still being drawn
 	Elapsed         time.Duration
 	begun           time.Time
 }
