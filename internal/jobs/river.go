@@ -170,9 +170,9 @@ func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange
 	return nil
 }
 
-// insertPublishJob writes what river.Client.InsertTx would, by the database's clock, but for the notification: that is not sent for a job that
-// is due later, and a process that works jobs looks for them every fetchPollInterval. By InsertTx each click and each
-// batch would wait once more for an answer, of a statement that costs four times as much.
+// insertPublishJob writes what river.Client.InsertTx would, by the database's clock, but for the notification: that is
+// not sent for a job that is due later, and a process that works jobs looks for them every fetchPollInterval. By
+// InsertTx each click and each batch would wait once more for an answer, of a statement that costs four times as much.
 const insertPublishJob = `INSERT INTO river_job (args, kind, max_attempts, queue, scheduled_at, state, tags)
 	VALUES ($1, $2, $3, $4, now() + $5::interval, $6, '{}') RETURNING id`
 
