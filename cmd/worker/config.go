@@ -34,6 +34,8 @@ type Config struct {
 	LinkKeys          string        `envconfig:"LINK_KEYS" secret:"true"`             // id:base64key,…
 	LinkTTL           time.Duration `envconfig:"LINK_TTL" default:"336h"`             // of a link that names none
 	LinkTTLMax        time.Duration `envconfig:"LINK_TTL_MAX" default:"2160h"`        //
+	LinkRetention     time.Duration `envconfig:"LINK_RETENTION"`                      // of expired links; 0: forever
+	VisitorRetention  time.Duration `envconfig:"VISITOR_RETENTION" default:"720h"`    // of visitors' data; 0: forever
 	ReturnURL         string        `envconfig:"RETURN_URL"`                          // of sessions that name none
 	ReturnURLHosts    []string      `envconfig:"RETURN_URL_HOSTS"`                    // empty: RETURN_URL's
 	HTTPAddr          string        `envconfig:"HTTP_ADDR" default:":8080"`           // public
@@ -135,6 +137,11 @@ func (c *Config) validateLinks(p *config.Problems) {
 		p.Add("LINK_TTL", "and LINK_TTL_MAX must be above 0")
 	case c.LinkTTL > c.LinkTTLMax:
 		p.Add("LINK_TTL", "must not be longer than LINK_TTL_MAX")
+	}
+	for name, d := range map[string]time.Duration{"LINK_RETENTION": c.LinkRetention, "VISITOR_RETENTION": c.VisitorRetention} {
+		if d < 0 {
+			p.Add(name, "must not be negative; 0 keeps for ever")
+		}
 	}
 	if c.ReturnURL != "" {
 		if u, err := portal.ParseWebURL(c.ReturnURL); err != nil {

@@ -24,7 +24,7 @@ Start with 'worker dev': everything on this machine, nothing to configure.`,
 		Args:    cobra.NoArgs,
 		RunE:    runService,
 	}
-	root.AddCommand(newRunCommand(), newDevCommand(), newMigrateCommand(), newCheckCommand(), newKeysCommand(), newTokensCommand(),
+	root.AddCommand(newRunCommand(), newDevCommand(), newMigrateCommand(), newCheckCommand(), newKeysCommand(), newTokensCommand(), newAuditCommand(),
 		newMailCommand(), newJobsCommand(), newHealthCommand(), newSimulatorCommand())
 	return root
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
@@ -131,7 +132,8 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 		return nil, err
 	}
 	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: b.pool, JobPool: b.jobPool, JetStream: b.jetStream, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Now: time.Now, Log: log, Metrics: reg,
-		Mailer: mailer, Templates: cfg.templates, Webhooks: cfg.webhooks, Subscriptions: cfg.subscriptions})
+		Mailer: mailer, Templates: cfg.templates, Webhooks: cfg.webhooks, Subscriptions: cfg.subscriptions,
+		Retention: audit.Retention{Visitors: cfg.VisitorRetention, Links: cfg.LinkRetention}})
 	if err != nil {
 		return nil, err
 	}

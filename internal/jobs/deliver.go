@@ -186,7 +186,7 @@ func (s *deliveries) begin(ctx context.Context, event uuid.UUID, n, attempts int
 	case errors.Is(err, errDelivered):
 		return nil, nil, false
 	case errors.Is(err, portal.ErrNoLink):
-		return nil, river.JobCancel(errors.New("its link is gone: was the database restored from a dump without it?")), false
+		return nil, river.JobCancel(errors.New("its link is gone, or the delivery: it was erased or past its retention, or the database was restored from a dump without it")), false
 	case err != nil:
 		return nil, s.later(event, err), false
 	}

@@ -289,7 +289,7 @@ func (s *Issuer) findRepeats(ctx context.Context, tx pgx.Tx, items []*Item) erro
 		item.Link, item.Rejection, item.Repeat = byID[item.Request.ID], nil, true
 		if !slices.Equal(first.hash, item.hash) {
 			item.Link, item.Repeat = nil, false
-			item.Rejection = &Rejection{IDConflict, "$.id was used before, by a request with other content; a new request needs a new id"}
+			item.Rejection = &Rejection{IDConflict, "$.id was used before, by a request with other content, or one whose link or deliveries were deleted since; a new request needs a new id"}
 			continue
 		}
 		item.redelivery = first.published.Equal(item.Published.Truncate(time.Microsecond))

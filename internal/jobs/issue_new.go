@@ -113,6 +113,7 @@ func (s *Issuer) insertLinks(tx *portal.Tx, batch []*Item, audit portal.IDRange,
 				AS t (id, request_id, request_hash, published_at, source, campaign, customer, account,
 					session, metadata, key_id, max_sessions, expires_at, deliver, renewal_of)
 			WHERE NOT EXISTS (SELECT FROM links l WHERE l.request_id = t.request_id)
+				AND NOT EXISTS (SELECT FROM spent_request_ids s WHERE s.request_id = t.request_id)
 			RETURNING id, request_id)
 		INSERT INTO audit_events (id, at, kind, link_id, request_id)
 		SELECT ($2::text || lpad(to_hex(row_number() OVER () - 1), 4, '0'))::uuid, $1, 'link.issued', id, request_id FROM made

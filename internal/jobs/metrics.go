@@ -4,9 +4,9 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // metrics of the job side. Labels are our own words, never a producer's.
 type metrics struct {
-	published, publishFailed, swept prometheus.Counter
-	paused                          prometheus.Gauge
-	delivered                       *prometheus.CounterVec
+	published, publishFailed, swept, sealed prometheus.Counter
+	paused                                  prometheus.Gauge
+	delivered                               *prometheus.CounterVec
 }
 
 // Results of an attempt at a delivery.
@@ -23,6 +23,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		publishFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_publish_snoozes_total", Help: "Publish jobs put off because JetStream did not acknowledge."}),
 		paused:        prometheus.NewGauge(prometheus.GaugeOpts{Name: "latchkey_intake_paused", Help: "1 while this process fetches no requests because publish jobs pile up."}),
 		swept:         prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_clicks_swept_total", Help: "Clicks closed as interrupted or abandoned."}),
+		sealed:        prometheus.NewCounter(prometheus.CounterOpts{Name: "latchkey_audit_rows_sealed_total", Help: "Audit rows that went into the hash chain."}),
 		delivered:     prometheus.NewCounterVec(prometheus.CounterOpts{Name: "latchkey_deliveries_total", Help: "Attempts at mails and webhooks by how they ended."}, []string{"channel", "result"}),
 	}
 	for _, channel := range []string{ChannelEmail, ChannelWebhook} {
@@ -31,7 +32,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}
 	}
 	if reg != nil {
-		reg.MustRegister(m.published, m.publishFailed, m.paused, m.swept, m.delivered)
+		reg.MustRegister(m.published, m.publishFailed, m.paused, m.swept, m.sealed, m.delivered)
 	}
 	return m
 }

@@ -161,30 +161,43 @@ type eventMaker struct {
 // event makes a row's CloudEvent. A request that was published again has its link.issued
 // published again, under an id of its own, or readers that drop repeated ids would not hear it.
 func (m eventMaker) event(row portal.EventRow) (notify.Event, error) {
-	if row.Link == nil {
-		return notify.Event{}, fmt.Errorf("audit row %s: %w", row.ID, portal.ErrNoLink)
-	}
-	kind := row.Kind
+	kind, subject := row.Kind, row.LinkID.String()
 	var data []byte
 	var err error
-	if kind == portal.LinkIssued || kind == portal.RequestDuplicate {
+	switch {
+	case row.LinkID == uuid.Nil:
+		subject = ""
+		data, err = withDetail(noLink{Metadata: json.RawMessage("{}")}, row.Detail)
+	case row.Link == nil:
+		err = portal.ErrNoLink
+	case kind == portal.LinkIssued || kind == portal.RequestDuplicate:
 		kind = portal.LinkIssued
 		var issued *IssuedData
 		if issued, err = issuedData(m.keys, m.baseURL, row.Link); err == nil {
 			data, err = json.Marshal(issued)
 		}
-	} else {
+	default:
 		data, err = withDetail(newEventData(row.Link), row.Detail)
 	}
 	if err != nil {
 		return notify.Event{}, fmt.Errorf("event of audit row %s: %w", row.ID, err)
 	}
-	return notify.NewEvent(row.ID.String(), m.baseURL, string(kind), row.LinkID.String(), row.At, data), nil
+	return notify.NewEvent(row.ID.String(), m.baseURL, string(kind), subject, row.At, data), nil
+}
+
+// noLink is EventData of what is about no link: readers find the names that every event has.
+type noLink struct {
+	RequestID string          `json:"request_id"`
+	LinkID    string          `json:"link_id"`
+	Source    string          `json:"source"`
+	Campaign  string          `json:"campaign"`
+	Customer  string          `json:"customer"`
+	Metadata  json.RawMessage `json:"metadata"`
 }
 
 // withDetail puts the row's detail beside what every event holds. Both are JSON objects of our
 // own whose names differ, so one is put behind the other as it is.
-func withDetail(base EventData, detail []byte) ([]byte, error) {
+func withDetail(base any, detail []byte) ([]byte, error) {
 	data, err := json.Marshal(base)
 	if err != nil || string(detail) == "{}" {
 		return data, err

@@ -17,6 +17,7 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
 )
@@ -42,8 +43,16 @@ const (
 	rescueAfter          = 30 * time.Second // a job whose worker was killed runs again after this and at most a round of River's rescuer
 )
 
-// sweepEvery is how often clicks are looked for that are open past their time.
-const sweepEvery = 15 * time.Second
+// How often what has to be done is looked for: clicks that are open past their time, rows of the audit that are in no
+// seal, and what is older than it may be.
+const (
+	sweepEvery = 15 * time.Second
+	sealEvery  = 10 * time.Second
+	ageEvery   = time.Hour
+)
+
+// maintenanceWorkers are one for each of these, so that none waits for a long one.
+const maintenanceWorkers = 3
 
 // River is the job queue: a client that inserts, and, after Start, works.
 type River struct {
@@ -59,7 +68,7 @@ type River struct {
 
 // RiverConfig is what the jobs need.
 type RiverConfig struct {
-	Pool      *pgxpool.Pool // of what must be durable: the sweeper's outcomes
+	Pool      *pgxpool.Pool // of what must be durable: the sweeper's outcomes, seals
 	JobPool   *pgxpool.Pool // River's own, and what jobs read by
 	JetStream jetstream.JetStream
 	Keys      *portal.Keyring
@@ -72,6 +81,8 @@ type RiverConfig struct {
 	Templates     *notify.Templates // of the mails
 	Webhooks      *notify.Webhooks  // nil: this process posts no webhook
 	Subscriptions []Subscription
+
+	Retention audit.Retention
 }
 
 // NewRiver makes the client. It works no job until Start.
@@ -89,11 +100,12 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	river.AddWorker(workers, &webhookWorker{deliveries: out, webhooks: cfg.Webhooks, subscriptions: cfg.Subscriptions, event: maker.event, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
+	river.AddWorker(workers, &sealWorker{sealer: &audit.Sealer{Pool: cfg.Pool, Publish: r.Publish, Now: cfg.Now}, log: cfg.Log, metrics: m})
+	river.AddWorker(workers, &ageWorker{pool: cfg.JobPool, retention: cfg.Retention, now: cfg.Now, log: cfg.Log})
 	client, err := river.NewClient(riverpgxv5.New(cfg.JobPool), &river.Config{
 		Queues:  queues(cfg),
 		Workers: workers,
-		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(river.PeriodicInterval(sweepEvery),
-			func() (river.JobArgs, *river.InsertOpts) { return SweepArgs{}, nil }, &river.PeriodicJobOpts{RunOnStart: true})},
+		PeriodicJobs:                []*river.PeriodicJob{every(sweepEvery, SweepArgs{}), every(sealEvery, SealArgs{}), every(ageEvery, AgeArgs{})},
 		FetchCooldown:               fetchCooldown, // the client's, not the queue's: inserting goes by it when it notifies
 		CompletedJobRetentionPeriod: completedJobsKept,
 		JobTimeout:                  jobTimeout,
@@ -111,11 +123,16 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	return r, nil
 }
 
+func every(pause time.Duration, args river.JobArgs) *river.PeriodicJob {
+	return river.NewPeriodicJob(river.PeriodicInterval(pause), func() (river.JobArgs, *river.InsertOpts) { return args, nil },
+		&river.PeriodicJobOpts{RunOnStart: true})
+}
+
 // queues are those that this process can serve: it leaves mails to those that have a mail server.
 func queues(cfg RiverConfig) map[string]river.QueueConfig {
 	q := map[string]river.QueueConfig{
 		queueEvents:      {MaxWorkers: eventWorkers, FetchPollInterval: fetchPollInterval},
-		queueMaintenance: {MaxWorkers: 1},
+		queueMaintenance: {MaxWorkers: maintenanceWorkers},
 	}
 	if cfg.Mailer != nil {
 		q[queueEmail] = river.QueueConfig{MaxWorkers: emailWorkers, FetchPollInterval: deliveryPollInterval}
@@ -141,32 +158,39 @@ func (r *River) Stop(ctx context.Context) error {
 
 // Publish is the portal.PublishFunc: one job in the transaction that wrote the rows, which is sent along with
 // COMMIT. Where this process works jobs, express is to be quicker than it.
-func (r *River) Publish(_ context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
+func (r *River) Publish(ctx context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
+	if !r.express.takes() {
+		return PublishByJob(ctx, tx, rows...)
+	}
+	var job int64
+	due := time.Now().Add(publishLater)
+	if err := addPublishJob(tx, &job, publishLater, rivertype.JobStateScheduled, rows); err != nil {
+		return err
+	}
+	tx.AfterCommit(func() {
+		handed, known := tx.HandedOver(rows...)
+		r.express.put(commit{job, due, rows, handed, known})
+	})
+	return nil
+}
+
+// PublishByJob is a portal.PublishFunc for who works no jobs.
+func PublishByJob(_ context.Context, tx *portal.Tx, rows ...portal.IDRange) error {
+	return addPublishJob(tx, new(int64), 0, rivertype.JobStateAvailable, rows)
+}
+
+// addPublishJob has a publish job inserted, whose id is in job once its answer is there.
+func addPublishJob(tx *portal.Tx, job *int64, later time.Duration, state rivertype.JobState, rows []portal.IDRange) error {
 	args, err := json.Marshal(PublishArgs{Rows: rows})
 	if err != nil {
 		return fmt.Errorf("encode the publish job: %w", err)
 	}
-	var job int64
-	var later time.Duration
-	state := rivertype.JobStateAvailable
-	express := r.express.takes()
-	if express {
-		later, state = publishLater, rivertype.JobStateScheduled
-	}
-	due := time.Now().Add(later)
 	tx.QueryLater(func(answer pgx.Rows) (err error) {
-		job, err = pgx.CollectExactlyOneRow(answer, pgx.RowTo[int64])
-		if err != nil {
+		if *job, err = pgx.CollectExactlyOneRow(answer, pgx.RowTo[int64]); err != nil {
 			return fmt.Errorf("insert the publish job: %w", err)
 		}
 		return nil
 	}, insertPublishJob, string(args), PublishArgs{}.Kind(), river.MaxAttemptsDefault, queueEvents, later, string(state))
-	if express {
-		tx.AfterCommit(func() {
-			handed, known := tx.HandedOver(rows...)
-			r.express.put(commit{job, due, rows, handed, known})
-		})
-	}
 	return nil
 }
 
@@ -188,38 +212,6 @@ func (r *River) insert(ctx context.Context, jobs []river.InsertManyParams) error
 		return fmt.Errorf("insert jobs: %w", err)
 	}
 	return nil
-}
-
-// SweepArgs has nothing in it: the rows tell what is open.
-type SweepArgs struct{}
-
-// Kind is the job's name in River.
-func (SweepArgs) Kind() string { return "sweep" }
-
-// InsertOpts gives it one try: the next one is due in 15 s anyway.
-func (SweepArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: queueMaintenance, MaxAttempts: 1}
-}
-
-// sweepWorker closes clicks whose worker died between click.started and the outcome.
-type sweepWorker struct {
-	river.WorkerDefaults[SweepArgs]
-
-	store   *portal.Store
-	log     *slog.Logger
-	metrics *metrics
-}
-
-// Work closes all that is open and old enough.
-func (w *sweepWorker) Work(ctx context.Context, _ *river.Job[SweepArgs]) error {
-	for {
-		n, err := w.store.Sweep(ctx)
-		if err != nil || n == 0 {
-			return err
-		}
-		w.metrics.swept.Add(float64(n))
-		w.log.Info("closed clicks that were left open", "clicks", n)
-	}
 }
 
 // jobErrors logs failed jobs. Their arguments are ids: by an event's, 'enqueue status' finds the link.

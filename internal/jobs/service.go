@@ -302,8 +302,8 @@ func (s *Service) Get(ctx context.Context, id string) (*Status, error) {
 		return nil, err
 	}
 	// Whoever holds a link can add to its timeline by opening it; what happened otherwise goes first.
-	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE link_id = $2
-		ORDER BY kind = 'link.opened', at DESC LIMIT $3)`, link.ID, timelineRows)
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE link_id = $2 AND id >= $4
+		ORDER BY kind = 'link.opened', at DESC LIMIT $3)`, link.ID, timelineRows, portal.FirstID(link.CreatedAt.Add(-time.Hour)))
 	if err != nil {
 		return nil, err
 	}

@@ -99,7 +99,7 @@ func (s *deliveries) appendDisabled(ctx context.Context, tx *portal.Tx, row port
 	if err != nil {
 		return err
 	}
-	e := portal.AuditEvent{ID: ids.First, At: now, Kind: portal.WebhookDisabled, LinkID: row.LinkID, RequestID: row.Link.RequestID, Detail: detail}
+	e := portal.AuditEvent{ID: ids.First, At: now, Kind: portal.WebhookDisabled, LinkID: row.LinkID, RequestID: row.RequestID(), Detail: detail}
 	if err := portal.InsertAudit(ctx, tx, []portal.AuditEvent{e}); err != nil {
 		return err
 	}

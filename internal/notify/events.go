@@ -28,7 +28,7 @@ type Event struct {
 	ID              string          `json:"id"`
 	Source          string          `json:"source"`
 	Type            string          `json:"type"`
-	Subject         string          `json:"subject"` // the link's id
+	Subject         string          `json:"subject,omitempty"` // the link's id; empty = it is about none
 	Time            time.Time       `json:"time"`
 	DataContentType string          `json:"datacontenttype"`
 	Data            json.RawMessage `json:"data"`

@@ -2,6 +2,9 @@ package portal
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -28,6 +31,7 @@ const (
 	SessionCreated     Kind = "session.created"
 	SessionFailed      Kind = "session.failed"
 	WebhookDisabled    Kind = "webhook.disabled"
+	AuditSealed        Kind = "audit.sealed" // of no link
 
 	RequestDuplicate Kind = "request.duplicate" // published too: as link.issued once more
 	RequestRejected  Kind = "request.rejected"
@@ -36,7 +40,7 @@ const (
 )
 
 // EventKinds are the kinds that are events by themselves.
-var EventKinds = []Kind{LinkIssued, LinkDelivered, LinkDeliveryFailed, LinkOpened, LinkRenewed, LinkRevoked, SessionCreated, SessionFailed, WebhookDisabled}
+var EventKinds = []Kind{LinkIssued, LinkDelivered, LinkDeliveryFailed, LinkOpened, LinkRenewed, LinkRevoked, SessionCreated, SessionFailed, WebhookDisabled, AuditSealed}
 
 // published tells whether rows of a kind are events by themselves.
 func (k Kind) published() bool { return slices.Contains(EventKinds, k) }
@@ -95,6 +99,13 @@ func (r IDRange) Len() int {
 	return place(r.Last) - place(r.First) + 1
 }
 
+// FirstID is the least id that NewIDs draws at a time or later. Partitions of audit_events are ranges of ids: a
+// bound keeps a query to the months that matter.
+func FirstID(t time.Time) (id uuid.UUID) {
+	binary.BigEndian.PutUint64(id[:8], uint64(t.UnixMilli())<<16)
+	return id
+}
+
 // OneID is the range of a single row.
 func OneID(id uuid.UUID) IDRange { return IDRange{First: id, Last: id} }
 
@@ -122,7 +133,8 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, once bool)
 	if once {
 		onAudit, onVisitors = " ON CONFLICT (id) DO NOTHING", " ON CONFLICT (event_id) DO NOTHING"
 	}
-	if err := insertVisitors(ctx, tx, events, onVisitors); err != nil {
+	hashes, err := insertVisitors(ctx, tx, events, onVisitors)
+	if err != nil {
 		return fmt.Errorf("append visitors: %w", err)
 	}
 	n := len(events)
@@ -146,33 +158,55 @@ func insertAudit(ctx context.Context, tx pgx.Tx, events []AuditEvent, once bool)
 		links[i], clicks[i] = orNull([16]byte(e.LinkID), [16]byte{}), orNull([16]byte(e.ClickID), [16]byte{})
 		requests[i] = orNull(e.RequestID, "")
 	}
-	if _, err := tx.Exec(ctx, `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail)
-		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb
-		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[])
-			AS t (id, at, kind, link_id, request_id, click_id, detail)`+onAudit, ids, ats, kinds, links, requests, clicks, details); err != nil {
+	if _, err := tx.Exec(ctx, `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail, visitor_hash)
+		SELECT id, at, kind, link_id, request_id, click_id, detail::jsonb, visitor_hash
+		FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::uuid[], $5::text[], $6::uuid[], $7::text[], $8::bytea[])
+			AS t (id, at, kind, link_id, request_id, click_id, detail, visitor_hash)`+onAudit, ids, ats, kinds, links, requests, clicks, details, hashes); err != nil {
 		return fmt.Errorf("append audit rows: %w", err)
 	}
 	return nil
 }
 
-// insertVisitors writes the rows' visitors, where there are any.
-func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict string) error {
+// insertVisitors writes the rows' visitors, where there are any, and returns what their rows tell of them: nil
+// where no row has one.
+func insertVisitors(ctx context.Context, tx pgx.Tx, events []AuditEvent, conflict string) ([][]byte, error) {
 	var ids [][16]byte
 	var ats []time.Time
 	var ips []netip.Addr
 	var agents []string
+	var salts, hashes [][]byte
 	for i := range events {
-		if v := events[i].Visitor; v != nil {
-			ids, ats = append(ids, events[i].ID), append(ats, events[i].At)
-			ips, agents = append(ips, v.IP), append(agents, cleanUserAgent(v.UserAgent))
+		v := events[i].Visitor
+		if v == nil {
+			continue
 		}
+		salt, agent := make([]byte, visitorSalt), cleanUserAgent(v.UserAgent)
+		_, _ = rand.Read(salt) // never fails
+		ids, ats = append(ids, events[i].ID), append(ats, events[i].At)
+		ips, agents, salts = append(ips, v.IP), append(agents, agent), append(salts, salt)
+		if hashes == nil {
+			hashes = make([][]byte, len(events))
+		}
+		hashes[i] = hashVisitor(salt, v.IP, agent)
 	}
 	if len(ids) == 0 {
-		return nil
+		return nil, nil
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO audit_visitors (event_id, at, ip, user_agent)
-			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[])`+conflict, ids, ats, ips, agents)
-	return err
+	_, err := tx.Exec(ctx, `INSERT INTO audit_visitors (event_id, at, ip, user_agent, salt)
+			SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::inet[], $4::text[], $5::bytea[])`+conflict, ids, ats, ips, agents, salts)
+	return hashes, err
+}
+
+// visitorSalt is how many random bytes keep a visitor's hash from being guessed: there are few addresses.
+const visitorSalt = 16
+
+// hashVisitor is what stands in the audit, and so in its proof, for a visitor's data. With the salt erased it tells
+// nothing. Its form is SHA-256 over the salt, the address behind its length in one byte, and the user agent.
+func hashVisitor(salt []byte, ip netip.Addr, agent string) []byte {
+	addr := ip.AsSlice()
+	in := append(append(salt[:len(salt):len(salt)], byte(len(addr))), addr...)
+	sum := sha256.Sum256(append(in, agent...))
+	return sum[:]
 }
 
 // LoadAudit reads rows in the order in which they happened. The condition is ours.
@@ -198,9 +232,17 @@ type EventRow struct {
 	ID     uuid.UUID
 	At     time.Time
 	Kind   Kind
-	LinkID uuid.UUID
-	Detail []byte // JSON object
-	Link   *Link  // ID, RequestID, Source, Campaign, Customer, Metadata, KeyID and ExpiresAt; nil = there is no such link
+	LinkID uuid.UUID // uuid.Nil = it is about none
+	Detail []byte    // JSON object
+	Link   *Link     // ID, RequestID, Source, Campaign, Customer, Metadata, KeyID and ExpiresAt; nil = there is no such link
+}
+
+// RequestID is that of the row's link; empty where there is none.
+func (e *EventRow) RequestID() string {
+	if e.Link == nil {
+		return ""
+	}
+	return e.Link.RequestID
 }
 
 // LoadEventRows reads rows in the order in which they happened. The condition is ours, on the
@@ -208,7 +250,7 @@ type EventRow struct {
 func LoadEventRows(ctx context.Context, db Querier, where string, args ...any) ([]EventRow, error) {
 	// OFFSET 0 keeps the planner to one look by primary key for each row: between two ids it expects
 	// a fixed share of the table, and as that grows it would rather read all links.
-	rows, err := db.Query(ctx, `SELECT e.id, e.at, e.kind, e.link_id, e.detail, l.id IS NOT NULL, coalesce(l.request_id, ''), coalesce(l.source, ''),
+	rows, err := db.Query(ctx, `SELECT e.id, e.at, e.kind, coalesce(e.link_id, '00000000-0000-0000-0000-000000000000'), e.detail, l.id IS NOT NULL, coalesce(l.request_id, ''), coalesce(l.source, ''),
 			coalesce(l.campaign, ''), coalesce(l.stripe_customer, ''), l.metadata, coalesce(l.key_id, 0), coalesce(l.expires_at, e.at)
 		FROM audit_events e LEFT JOIN LATERAL (SELECT * FROM links WHERE id = e.link_id OFFSET 0) l ON true
 		WHERE `+where+` ORDER BY e.at, e.id`, args...)

@@ -74,7 +74,8 @@ var (
 )
 
 // Both of a link's lookups are by an index, one link after the other: no plan for this has anything to
-// sort or to keep in memory, however large the campaign is.
+// sort or to keep in memory, however large the campaign is. The bound of the ids is for the months that they are
+// partitioned by.
 const countCampaign = `
 	SELECT count(*), count(renewal_of), count(*) FILTER (WHERE h.delivered), count(*) FILTER (WHERE h.delivery_failed),
 		count(*) FILTER (WHERE h.opened), count(*) FILTER (WHERE h.clicked), sum(sessions_created), sum(h.sessions_failed),
@@ -86,7 +87,7 @@ const countCampaign = `
 		SELECT bool_or(kind = 'link.delivered') AS delivered, bool_or(kind = 'link.delivery_failed') AS delivery_failed,
 			bool_or(kind = 'link.opened' AND detail->>'verdict' = 'person') AS opened, bool_or(kind = 'click.started') AS clicked,
 			count(*) FILTER (WHERE kind = 'session.failed') AS sessions_failed
-		FROM audit_events WHERE link_id = l.id) h
+		FROM audit_events WHERE link_id = l.id AND id >= audit_id_at(l.created_at - interval '1 hour')) h
 	WHERE campaign = $1
 	HAVING count(*) > 0`
 

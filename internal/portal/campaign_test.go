@@ -175,7 +175,7 @@ func TestCampaignsAreFoundByKeys(t *testing.T) {
 		args    []any
 		lookups map[string]int
 	}{
-		{countCampaign, []any{"c", b.clock.now()}, map[string]int{"Index Scan using links_campaign_idx": 1, "Index Scan using audit_events_link_idx": 1}},
+		{countCampaign, []any{"c", b.clock.now()}, map[string]int{"Index Scan using links_campaign_idx": 1, "_link_id_idx on audit_events_": 5}},
 		{listCampaigns, []any{50, b.clock.now()}, map[string]int{"Index Only Scan using links_campaign_idx": 2,
 			"Index Scan Backward using links_campaign_idx": 1, "Index Scan using links_campaign_idx": 1, "HashAggregate": 1}},
 	} {

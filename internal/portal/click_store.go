@@ -387,8 +387,8 @@ func (s *Store) Click(ctx context.Context, link *Link, id uuid.UUID) (Click, err
 // CreatedSince returns the click of a link that got its session last, if that was later than since,
 // or ErrNoClick.
 func (s *Store) CreatedSince(ctx context.Context, link *Link, since time.Time) (Click, error) {
-	return s.click(ctx, `id = (SELECT click_id FROM audit_events WHERE link_id = $1 AND kind = 'session.created' AND at > $2
-		ORDER BY at DESC LIMIT 1)`, link.ID, since)
+	return s.click(ctx, `id = (SELECT click_id FROM audit_events WHERE link_id = $1 AND kind = 'session.created' AND at > $2 AND id >= $3
+		ORDER BY at DESC LIMIT 1)`, link.ID, since, FirstID(since.Add(-time.Hour))) // clocks of replicas differ
 }
 
 // click reads the click that a condition of ours selects.

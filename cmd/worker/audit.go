@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
+
+	"latchkey/internal/audit"
+	"latchkey/internal/cli"
+	"latchkey/internal/jobs"
+)
+
+func newAuditCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "audit",
+		Short: "Prove, export and erase what the audit holds",
+		Long: `The audit's rows are sealed into a hash chain, every 10 s by a worker with the role jobs. Each new head
+of the chain is an event (audit.sealed): who keeps one can prove later that nothing before it was changed.
+Needs DATABASE_URL alone.`,
+		Example: "  worker audit verify\n  worker audit export --customer cus_9s6XKzkNRiz8i3 > timeline.csv\n  worker audit erase --customer cus_9s6XKzkNRiz8i3",
+	}
+	cmd.AddCommand(newAuditVerifyCommand(), newAuditSealCommand(), newAuditExportCommand(), newAuditEraseCommand())
+	return cmd
+}
+
+// withAudit opens the database, under the worker's role, for the time of one command.
+func withAudit(f func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		ctx := cmd.Context()
+		url, err := loadDatabaseURL()
+		if err != nil {
+			return err
+		}
+		pool, err := openPool(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer closePool(pool)
+		return f(ctx, cmd, pool)
+	}
+}
+
+func newAuditVerifyCommand() *cobra.Command {
+	var since, kept string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Recompute the hash chain, and name the first row that is not as it was sealed",
+		Long: `Exits 0 with the number of rows and the head of the chain, or 1 with the first row that was changed,
+added, moved or removed. Keep the head, outside of this database: --head proves next time that the
+chain still goes through it. --since goes on behind a head that was verified before.`,
+		Example: "  worker audit verify\n  worker audit verify --head 4711:9f86…\n  worker audit verify --since 4711:9f86…",
+		Args:    cobra.NoArgs,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		heads := map[string]audit.Head{}
+		for flag, text := range map[string]string{"since": since, "head": kept} {
+			if text == "" && !cmd.Flags().Changed(flag) {
+				continue
+			}
+			head, err := audit.ParseHead(text)
+			if err != nil {
+				return cli.Usagef("--%s: %v", flag, err)
+			}
+			heads[flag] = head
+		}
+		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
+			v, err := audit.Verify(ctx, db, heads["since"], heads["head"], verifyProgress(cmd))
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
+					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved})
+			}
+			printVerified(cmd, v, since != "")
+			return nil
+		})(cmd, args)
+	}
+	cmd.Flags().StringVar(&since, "since", "", "verify what was sealed after this head")
+	cmd.Flags().StringVar(&kept, "head", "", "a head that you kept: the chain must go through it")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// comma writes a number as 1,234,567.
+func comma(n int64) string { return message.NewPrinter(language.English).Sprint(n) }
+
+// headText is empty where nothing is sealed yet.
+func headText(h audit.Head) string {
+	if h.Number == 0 {
+		return ""
+	}
+	return h.String()
+}
+
+func printVerified(cmd *cobra.Command, v audit.Verified, since bool) {
+	what := "the audit is as it was sealed"
+	if since {
+		what = "what was sealed since is as it was sealed"
+	}
+	cmd.Printf("%s: %s rows in %s seals\n", what, comma(v.Rows), comma(v.Seals))
+	if v.Head.Number > 0 {
+		cmd.Printf("head      %s\n", v.Head)
+	}
+	cmd.Printf("unsealed  %s rows, which nothing proves yet\n", comma(v.Unsealed))
+	cmd.Printf("visitors  %s rows are as they were hashed", comma(v.Visitors))
+	if v.Unproved > 0 {
+		cmd.Printf("; %s are from before there were hashes", comma(v.Unproved))
+	}
+	cmd.Println()
+}
+
+// verifyProgress tells on a terminal how far it is, once a second.
+func verifyProgress(cmd *cobra.Command) func(int64) {
+	if cli.Width(os.Stderr) == 0 {
+		return nil
+	}
+	var last time.Time
+	return func(rows int64) {
+		if time.Since(last) > time.Second {
+			last = time.Now()
+			fmt.Fprintf(cmd.ErrOrStderr(), "\r%s rows", comma(rows))
+		}
+	}
+}
+
+func newAuditSealCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "seal",
+		Short: "Seal now what is committed",
+		Long: `A worker with the role jobs does this every 10 s. Prints how many rows it sealed, and the head of the chain,
+which a worker publishes as audit.sealed.`,
+		Example: "  worker audit seal",
+		Args:    cobra.NoArgs,
+		RunE: withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
+			done, err := (&audit.Sealer{Pool: db, Publish: jobs.PublishByJob, Now: time.Now}).Seal(ctx)
+			if err != nil {
+				return err
+			}
+			cmd.Printf("sealed %s rows\n", comma(done.Rows))
+			if done.Head.Number > 0 {
+				cmd.Printf("head %s\n", done.Head)
+			}
+			return nil
+		}),
+	}
+}
+
+func newAuditExportCommand() *cobra.Command {
+	var e audit.Export
+	var since, format string
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "Write audit rows to standard output, as CSV or JSON Lines",
+		Long: `Streams rows in the order of the chain. --since takes a time (RFC 3339), a date or a duration that ends now.
+Addresses and user agents of visitors are left out unless --visitors is given.`,
+		Example: `  worker audit export --since 720h --format jsonl | gzip > audit.jsonl.gz
+  worker audit export --customer cus_9s6XKzkNRiz8i3 --visitors > timeline.csv`,
+		Args: cobra.NoArgs,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		write := map[string]func(audit.Export, context.Context, *pgxpool.Pool, io.Writer) (int64, error){"csv": audit.Export.CSV, "jsonl": audit.Export.JSONL}[format]
+		if write == nil {
+			return cli.Usagef("--format must be csv or jsonl")
+		}
+		var err error
+		if e.Since, err = parseSince(since, time.Now()); err != nil {
+			return err
+		}
+		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
+			n, err := write(e, ctx, db, cmd.OutOrStdout())
+			if err == nil {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s rows\n", comma(n))
+			}
+			return err
+		})(cmd, args)
+	}
+	cmd.Flags().StringVar(&since, "since", "", "rows from then on: 2026-11-01, 2026-11-01T09:00:00Z or 720h")
+	cmd.Flags().StringVar(&e.Customer, "customer", "", "rows about links of this customer")
+	cmd.Flags().StringVar(&e.Campaign, "campaign", "", "rows about links of this campaign")
+	cmd.Flags().StringVar(&format, "format", "csv", "csv or jsonl")
+	cmd.Flags().BoolVar(&e.Visitors, "visitors", false, "with ip and user_agent, where they are not erased yet")
+	return cmd
+}
+
+// parseSince takes a time, a date (its start, UTC) or a duration before now.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d > 0 {
+		return now.Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, cli.Usagef("--since %s: must be a time such as 2026-11-01T09:00:00Z, a date or a duration such as 720h", cli.Printable(s))
+}
+
+func newAuditEraseCommand() *cobra.Command {
+	var customer string
+	cmd := &cobra.Command{
+		Use:   "erase --customer ID",
+		Short: "Delete what is personal of one customer; the audit's proof still holds",
+		Long: `Deletes the visitors' rows (addresses, user agents) of the customer's links, and from the links where they were
+delivered to and with what data. The audit itself holds none of these. The links live on, but are not
+delivered or renewed any more, and their request ids can't be used again. Dead letters stay in NATS: see docs/audit.md.
+
+The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
+		Example: "  worker audit erase --customer cus_9s6XKzkNRiz8i3",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if customer == "" {
+				return cli.Usagef("--customer: is empty")
+			}
+			url, err := loadDatabaseURL()
+			if err != nil {
+				return err
+			}
+			if err := checkSchema(cmd.Context(), url); err != nil {
+				return err
+			}
+			db, err := plainPool(cmd.Context(), url)
+			if err != nil {
+				return err
+			}
+			defer closePool(db)
+			erased, err := audit.Erase(cmd.Context(), db, customer)
+			if errors.Is(err, audit.ErrNotOwner) {
+				return fmt.Errorf("%w, the one that 'worker migrate' runs under, in DATABASE_URL", err)
+			}
+			if err == nil {
+				cmd.Printf("erased %s visitors' rows, and the deliveries of %s links\n", comma(erased.Visitors), comma(erased.Links))
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&customer, "customer", "", "customer or customer account, as in links.stripe_customer (required)")
+	_ = cmd.MarkFlagRequired("customer")
+	return cmd
+}

@@ -1,0 +1,49 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Erased is how many rows an Erase took something out of.
+type Erased struct {
+	Visitors int64 `json:"visitors"` // rows of audit_visitors, which are gone
+	Links    int64 `json:"links"`    // links whose deliveries, with their addresses and template data, are gone
+}
+
+// ErrNotOwner is returned to a user who may not erase.
+var ErrNotOwner = errors.New("erasing takes the schema's owner")
+
+// Erase deletes what is personal of a customer: who visited their links, from where and with what, and where their
+// links were sent and with what data. The audit stays, and its proof. A link stays what it is, and can't be renewed or delivered
+// any more. Its request_hash, by which an address could be tried, becomes a random one: the request's id can't be
+// used again, not even by the same request.
+//
+// The database's user must own the schema, or it is ErrNotOwner.
+func Erase(ctx context.Context, db *pgxpool.Pool, customer string) (e Erased, err error) {
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		// Links first: a mail that goes out meanwhile has been read before, or waits for the row.
+		links, err := tx.Exec(ctx, `UPDATE links SET deliver = NULL, request_hash = sha256(uuid_send(gen_random_uuid()))
+			WHERE stripe_customer = $1 AND deliver IS NOT NULL`, customer)
+		if err != nil {
+			return fmt.Errorf("erase deliveries: %w", err)
+		}
+		visitors, err := tx.Exec(ctx, `DELETE FROM audit_visitors WHERE event_id IN
+			(SELECT e.id FROM links l JOIN audit_events e ON e.link_id = l.id WHERE l.stripe_customer = $1)`, customer)
+		if err != nil {
+			return fmt.Errorf("erase visitors: %w", err)
+		}
+		e = Erased{Visitors: visitors.RowsAffected(), Links: links.RowsAffected()}
+		return nil
+	})
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42501" { // insufficient_privilege
+		return Erased{}, ErrNotOwner
+	}
+	return e, err
+}
