@@ -74,7 +74,9 @@ chain still goes through it. --since goes on behind a head that was verified bef
 			heads[flag] = head
 		}
 		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
-			v, err := audit.Verify(ctx, db, heads["since"], heads["head"], verifyProgress(cmd))
+			progress, done := verifyProgress(cmd)
+			v, err := audit.Verify(ctx, db, heads["since"], heads["head"], progress)
+			done()
 			if err != nil {
 				return err
 			}
@@ -120,18 +122,19 @@ func printVerified(cmd *cobra.Command, v audit.Verified, since bool) {
 	cmd.Println()
 }
 
-// verifyProgress tells on a terminal how far it is, once a second.
-func verifyProgress(cmd *cobra.Command) func(int64) {
+// verifyProgress tells on a terminal how far it is, about once a second, and done wipes that away.
+func verifyProgress(cmd *cobra.Command) (progress func(int64), done func()) {
 	if cli.Width(os.Stderr) == 0 {
-		return nil
+		return nil, func() {}
 	}
+	const wipe = "\r\x1b[K" // to the line's start, and clear it
 	var last time.Time
 	return func(rows int64) {
 		if time.Since(last) > time.Second {
 			last = time.Now()
-			fmt.Fprintf(cmd.ErrOrStderr(), "\r%s rows", comma(rows))
+			fmt.Fprintf(cmd.ErrOrStderr(), wipe+"%s rows", comma(rows))
 		}
-	}
+	}, func() { fmt.Fprint(cmd.ErrOrStderr(), wipe) }
 }
 
 func newAuditSealCommand() *cobra.Command {

@@ -257,7 +257,7 @@ func TestEveryAuditRowOfAnEventKindIsPublished(t *testing.T) {
 		t.Fatal(err)
 	}
 	published := d.eventIDs(t.Context(), 20*4)
-	rows, err := d.pool.Query(t.Context(), `SELECT id::text FROM audit_events WHERE kind NOT IN ('click.started', 'click.denied')`)
+	rows, err := d.pool.Query(t.Context(), `SELECT id::text FROM audit_events WHERE kind NOT IN ('click.started', 'click.denied', 'audit.sealed')`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,6 +296,9 @@ func (d *deployment) eventIDs(ctx context.Context, n int) map[string]bool {
 		msg, err := it.Next(jetstream.NextMaxWait(patience))
 		if err != nil {
 			d.t.Fatalf("%d of %d events: %v", len(ids), n, err)
+		}
+		if strings.HasSuffix(msg.Subject(), "."+string(portal.AuditSealed)) {
+			continue // when there is one is not the path's to say
 		}
 		ids[msg.Headers().Get("Nats-Msg-Id")] = true
 	}

@@ -280,7 +280,7 @@ func (w *world) wantIDsOnly() {
 // everyRow is the content of every table, as text.
 func (w *world) everyRow() map[string]string {
 	w.t.Helper()
-	rows, err := w.owner.Query(w.ctx, `SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace`)
+	rows, err := w.owner.Query(w.ctx, `SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relnamespace = 'public'::regnamespace`)
 	must(w.t, err)
 	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	must(w.t, err)

@@ -1,0 +1,178 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/pressly/goose/v3"
+
+	"latchkey/internal/testkit"
+	"latchkey/migrations"
+)
+
+func TestExport(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.opened(2)
+	b.seal(2)
+	b.exec(`INSERT INTO audit_events (id, at, kind, request_id, detail) VALUES (gen_random_uuid(), now() - interval '2 days', 'request.rejected', E'x,"\n', '{"reason": "<ü>"}')`)
+	for name, c := range map[string]struct {
+		Export
+		rows int
+	}{
+		"all": {Export{}, 4}, "customer": {Export{Customer: "cus_jo", Visitors: true}, 2}, "campaign": {Export{Campaign: "c"}, 2}, "nobody": {Export{Customer: "cus_x"}, 0},
+		"since": {Export{Since: time.Now().Add(-time.Hour)}, 3}, "since long ago": {Export{Since: time.Now().Add(-100 * time.Hour)}, 4}, "to come": {Export{Since: time.Now().Add(time.Hour)}, 0},
+	} {
+		var asCSV, asJSON bytes.Buffer
+		n, err := c.CSV(t.Context(), b.pool, &asCSV)
+		records, parseErr := csv.NewReader(&asCSV).ReadAll()
+		if err != nil || parseErr != nil || int(n) != c.rows || len(records) != c.rows+1 {
+			t.Errorf("%s: %d rows, %v, %v", name, n, err, parseErr)
+		}
+		if n, err := c.JSONL(t.Context(), b.pool, &asJSON); err != nil || int(n) != c.rows || strings.Count(asJSON.String(), "\n") != c.rows {
+			t.Errorf("%s: %d rows, %v", name, n, err)
+		}
+		dec := json.NewDecoder(&asJSON)
+		for i := range c.rows {
+			var row map[string]any
+			if err := dec.Decode(&row); err != nil || row["id"] != records[i+1][1] || row["kind"] != records[i+1][3] {
+				t.Errorf("%s: %v, %v", name, row, err)
+			}
+			if _, has := row["ip"]; has != c.Visitors || c.Visitors && (row["ip"] != "2001:db8::1" || records[i+1][13] != "Möbius/1.0" || row["customer"] != "cus_jo") {
+				t.Errorf("%s: %v", name, row)
+			}
+		}
+	}
+}
+
+func TestErase(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.opened(3)
+	jo := b.link
+	b.link = b.newLink("req-2", "cus_al", time.Now().Add(time.Hour))
+	b.opened(2)
+	b.seal(5)
+	if _, err := Erase(t.Context(), b.pool, "cus_jo"); !errors.Is(err, ErrNotOwner) {
+		t.Errorf("the worker's role: %v", err)
+	}
+	for _, want := range []Erased{{Visitors: 3, Links: 1}, {}} {
+		if e, err := Erase(t.Context(), b.owner, "cus_jo"); err != nil || e != want {
+			t.Errorf("%+v, %v, want %+v", e, err, want)
+		}
+	}
+	if b.count(`SELECT count(*) FROM audit_visitors`) != 2 || b.count(`SELECT count(*) FROM links WHERE deliver IS NOT NULL`) != 1 ||
+		b.count(`SELECT count(*) FROM links WHERE id = $1 AND request_hash <> sha256('content')`, jo) != 1 {
+		t.Error("another customer was erased, or this one's deliveries were not")
+	}
+	if v, err := b.verify(Head{}, Head{}); err != nil || v.Rows != 5 || v.Visitors != 2 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+func TestRetention(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	now := time.Now()
+	b.opened(2)
+	b.exec(`UPDATE audit_visitors SET at = at - interval '31 days' WHERE event_id = (SELECT min(event_id::text)::uuid FROM audit_visitors)`)
+	b.exec(`UPDATE links SET expires_at = now() + interval '1 second'`)
+	past := now.Add(-50 * time.Hour)
+	old, root, busy := b.newLink("req-old", "cus_jo", past), b.newLink("req-root", "cus_jo", past), b.newLink("req-busy", "cus_jo", past)
+	b.exec(`UPDATE links SET renewal_of = $1 WHERE id = $2`, root, b.link)
+	b.exec(`INSERT INTO clicks (id, link_id, started_at, outcome, ended_at) VALUES (gen_random_uuid(), $1, now(), 'created', now()), (gen_random_uuid(), $2, now(), NULL, NULL)`, old, busy)
+
+	if aged, err := (Retention{}).Age(t.Context(), b.pool, now); aged != (Aged{}) || err != nil {
+		t.Errorf("for ever: %+v, %v", aged, err)
+	}
+	aged, err := Retention{Visitors: 30 * 24 * time.Hour, Links: 48 * time.Hour}.Age(t.Context(), b.pool, now)
+	if aged != (Aged{Visitors: 1, Links: 1}) || err != nil {
+		t.Errorf("%+v, %v", aged, err)
+	}
+	if b.count(`SELECT count(*) FROM links WHERE id = ANY($1)`, []uuid.UUID{b.link, root, busy}) != 3 || b.count(`SELECT count(*) FROM spent_request_ids WHERE request_id = 'req-old'`) != 1 {
+		t.Error("another link went, or the id of the one that went can be used again")
+	}
+	// A call with a time to come deletes no live link.
+	if _, err := b.pool.Exec(t.Context(), `SELECT delete_expired_links('infinity', 100)`); err != nil || b.count(`SELECT count(*) FROM links WHERE id = $1`, b.link) != 1 {
+		t.Error(err)
+	}
+}
+
+func TestMonths(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	months := func() int {
+		return b.count(`SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_events'::regclass`)
+	}
+	if n := months(); n != 5 { // this one, three more, the others
+		t.Errorf("%d partitions", n)
+	}
+	b.exec(`DO $$ BEGIN EXECUTE 'DROP TABLE audit_events_' || to_char(now() AT TIME ZONE 'UTC' + interval '1 month', 'YYYY_MM'); END $$`)
+	for range 2 {
+		if err := AddMonths(t.Context(), b.pool); err != nil || months() != 5 {
+			t.Errorf("%d partitions, %v", months(), err)
+		}
+	}
+	b.opened(1)
+	if n := b.count(`SELECT count(*) FROM audit_events WHERE tableoid = ('audit_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM'))::regclass`); n != 1 {
+		t.Errorf("%d rows in this month", n)
+	}
+	// A month that has rows among the others stays there, and holds up no other month.
+	b.exec(`DO $$ BEGIN EXECUTE 'DROP TABLE audit_events_' || to_char(now() AT TIME ZONE 'UTC', 'YYYY_MM');
+		EXECUTE 'DROP TABLE audit_events_' || to_char(now() AT TIME ZONE 'UTC' + interval '2 months', 'YYYY_MM'); END $$`)
+	b.opened(1)
+	if err := AddMonths(t.Context(), b.pool); err != nil || months() != 4 {
+		t.Errorf("%d partitions, %v", months(), err)
+	}
+}
+
+// What was there before the chain is sealed as it was, and its visitors are proved.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	url := testkit.Database(t, nil)
+	b := &bundle{t: t, owner: open(t, url, ``)}
+	b.upTo(4)
+	b.link = b.newLink("req-1", "cus_jo", time.Now().Add(time.Hour))
+	b.exec(`INSERT INTO audit_events (id, at, kind, link_id, request_id, detail) SELECT
+		(lpad(to_hex((extract(epoch FROM now() - n * interval '20 days') * 1000)::bigint), 12, '0') || '7000800000000000000' || n)::uuid,
+		now() - n * interval '20 days', 'link.opened', $1, 'req-1', '{"verdict": "person"}' FROM generate_series(0, 3) n`, b.link)
+	b.exec(`INSERT INTO audit_visitors (event_id, at, ip, user_agent) SELECT id, at, '2001:db8::1', 'Möbius' FROM audit_events`)
+	if _, err := migrations.Up(t.Context(), b.owner); err != nil {
+		t.Fatal(err)
+	}
+	b.pool = open(t, url, `SET ROLE latchkey_app`)
+	b.exec(`CREATE TABLE published (first uuid NOT NULL); GRANT INSERT ON published TO latchkey_app`)
+	b.sealer = &Sealer{Pool: b.pool, Publish: publish, Now: time.Now}
+	b.seal(4)
+	v, err := b.verify(Head{}, Head{})
+	if err != nil || v.Rows != 4 || v.Visitors != 4 || v.Unproved != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if b.count(`SELECT count(*) FROM audit_events_others`) != 0 || b.count(`SELECT count(*) FROM audit_events a JOIN audit_events b ON a.id < b.id AND a.seq >= b.seq`) != 0 {
+		t.Error("rows are in no month, or not in their order")
+	}
+	// A worker of the release before goes on writing.
+	b.exec(`INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail) VALUES (gen_random_uuid(), now(), 'link.opened', $1, 'req-1', NULL, '{}')`, b.link)
+}
+
+// upTo migrates to one of our versions.
+func (b *bundle) upTo(version int64) {
+	b.t.Helper()
+	db := stdlib.OpenDBFromPool(b.owner)
+	defer func() { _ = db.Close() }()
+	p, err := goose.NewProvider(goose.DialectPostgres, db, os.DirFS("../../migrations"), goose.WithTableName("latchkey_migrations"), goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if _, err := p.UpTo(b.t.Context(), version); err != nil {
+		b.t.Fatal(err)
+	}
+}

@@ -1,0 +1,133 @@
+package jobs
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"latchkey/internal/audit"
+	"latchkey/internal/contract"
+	"latchkey/internal/notify"
+	"latchkey/internal/portal"
+)
+
+// A worker seals what happens, and tells the head to whoever reads events: the chain goes through it.
+func TestSealsAreTold(t *testing.T) {
+	t.Parallel()
+	target := newReceiver(t)
+	w := setup(t).withWebhooks(Subscription{URL: target.URL})
+	w.issue(request("r1"))
+	w.startRiver()
+	w.eventually("a seal is told", func() bool {
+		events, _ := target.got()
+		return slices.ContainsFunc(events, func(e notify.Event) bool { return e.Kind() == string(portal.AuditSealed) })
+	})
+	var told notify.Event
+	for _, e := range w.events(2) {
+		if e.Kind() == string(portal.AuditSealed) {
+			told = e
+		}
+	}
+	contract.CheckEvent(t, contract.Schema(t, "event.schema.json"), encodeJSON(t, &told))
+	var data struct {
+		Head   string `json:"head"`
+		LinkID string `json:"link_id"`
+	}
+	must(t, json.Unmarshal(told.Data, &data))
+	head, err := audit.ParseHead(data.Head)
+	must(t, err)
+	v, err := audit.Verify(w.ctx, w.pool, audit.Head{}, head, nil)
+	if err != nil || v.Rows < 1 || told.Subject != "" || data.LinkID != "" {
+		t.Errorf("%+v, %v, %+v", v, err, told)
+	}
+}
+
+// A subscription that is disabled by what is about no link is told without one.
+func TestWebhookDisabledBySealsAlone(t *testing.T) {
+	t.Parallel()
+	target := newReceiver(t, 410)
+	w := setup(t).withWebhooks(Subscription{URL: target.URL})
+	w.issue(request("r1"))
+	sealer := &audit.Sealer{Pool: w.pool, Publish: PublishByJob, Now: time.Now}
+	if _, err := sealer.Seal(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := portal.LoadAudit(w.ctx, w.owner, `kind = 'audit.sealed'`)
+	must(t, err)
+	worker := w.webhookWorker()
+	worker.subscriptions = []Subscription{{URL: target.URL}}
+	job := w.webhookJob(t, w.issue(request("r1")), 1)
+	job.Args = worker.subscriptions[0].args(rows[0].ID)
+	_ = worker.Work(w.ctx, job) // cancelled
+	if w.count(`SELECT count(*) FROM audit_events WHERE kind = 'webhook.disabled' AND link_id IS NULL`) != 1 {
+		t.Error("no webhook.disabled")
+	}
+	w.checkEvents()
+}
+
+// The id of a request whose link was deleted makes no second link.
+func TestSpentRequestIDs(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	link := w.issue(request("r1"))
+	w.exec(`UPDATE links SET created_at = created_at - interval '2 days', expires_at = now() - interval '1 day'`)
+	aged, err := audit.Retention{Links: time.Hour}.Age(w.ctx, w.pool, time.Now())
+	if err != nil || aged.Links != 1 || w.count(`SELECT count(*) FROM links WHERE id = $1`, link.ID) != 0 {
+		t.Fatalf("%+v, %v", aged, err)
+	}
+	again, other := newTestItem(request("r1")), newTestItem(request("r2"))
+	must(t, w.issuer.Issue(w.ctx, []*Item{again, other}))
+	if again.Rejection == nil || again.Rejection.Code != IDConflict || again.Link != nil || other.Link == nil {
+		t.Errorf("%+v, %+v", again, other)
+	}
+}
+
+// After an erasure nothing of a customer's visitors and deliveries is left in any table, and the proof holds.
+func TestErasedEverywhere(t *testing.T) {
+	t.Parallel()
+	server := newMailServer(t)
+	w := setup(t).withEmail(server.addr, time.Now)
+	link := w.issue(emailRequest("r1", "Jo.Doe@example.net"))
+	must(t, w.open(link, &portal.Visitor{IP: netip.MustParseAddr("203.0.113.77"), UserAgent: "Erasable/1.0"}))
+	w.startRiver()
+	w.eventually("the mail is out", func() bool {
+		return w.count(`SELECT count(*) FROM audit_events WHERE kind = 'link.delivered'`) == 1
+	})
+	personal := []string{"Jo.Doe@example.net", "49.00", "203.0.113.77", "Erasable"}
+	held := func() (n int) {
+		for _, rows := range w.everyRow() {
+			for _, p := range personal {
+				n += strings.Count(rows, p)
+			}
+		}
+		return n
+	}
+	if held() == 0 {
+		t.Fatal("nothing to erase")
+	}
+	_, err := (&audit.Sealer{Pool: w.pool, Publish: PublishByJob, Now: time.Now}).Seal(w.ctx)
+	if err != nil && !strings.Contains(err.Error(), audit.ErrSealing.Error()) {
+		t.Fatal(err)
+	}
+	_, err = audit.Erase(w.ctx, w.owner, link.Customer)
+	must(t, err)
+	if n := held(); n != 0 {
+		t.Errorf("%d left", n)
+	}
+	if _, err := audit.Verify(w.ctx, w.pool, audit.Head{}, audit.Head{}, nil); err != nil {
+		t.Error(err)
+	}
+	// The link lives on; it is what its deliveries were that is gone.
+	links, err := portal.LoadLinks(w.ctx, w.pool, `id = $1`, link.ID)
+	if err != nil || len(links) != 1 || links[0].Renewable {
+		t.Errorf("%+v, %v", links, err)
+	}
+	again := newTestItem(emailRequest("r1", "Jo.Doe@example.net"))
+	must(t, w.issuer.Issue(w.ctx, []*Item{again}))
+	if again.Rejection == nil || again.Rejection.Code != IDConflict {
+		t.Errorf("the same request again: %+v", again)
+	}
+}
