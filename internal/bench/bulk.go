@@ -21,6 +21,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 )
 
 // bulk measures a campaign as its sender sees it: a file in, the file with links out, by 'enqueue bulk' and a
@@ -35,7 +36,7 @@ func (b *bench) bulk(ctx context.Context) error {
 		return err
 	}
 	defer sim.close()
-	enqueue, err := b.buildCommand(ctx, "enqueue")
+	enqueue, err := rig.Build(ctx, b.dir, "latchkey/cmd/enqueue")
 	if err != nil {
 		return err
 	}
@@ -43,7 +44,7 @@ func (b *bench) bulk(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer w.stop()
+	defer w.Stop()
 	client, err := producer.New(b.nc)
 	if err != nil {
 		return err
@@ -63,7 +64,7 @@ func (b *bench) bulk(ctx context.Context) error {
 			return err
 		}
 		last = issued
-		rates, bulkMB, workerMB = append(rates, float64(n)/took.Seconds()), max(bulkMB, mb), max(workerMB, memory(w.cmd.Process.Pid, "VmHWM"))
+		rates, bulkMB, workerMB = append(rates, float64(n)/took.Seconds()), max(bulkMB, mb), max(workerMB, rig.Memory(w.Cmd.Process.Pid, "VmHWM"))
 	}
 	rate, toSessions := median(rates), make([]float64, len(rates))
 	for i := range rates {
@@ -103,7 +104,7 @@ func (b *bench) campaign(ctx context.Context, enqueue string, n, round int) (too
 			_, err = readLinks(out, n)
 			return took, mb, issued.scaled(append(sizes, fileSize(out)), took, n), err
 		case <-time.After(100 * time.Millisecond): // rusage would count the memory of the process that forked it
-			mb = max(mb, memory(run.cmd.Process.Pid, "VmHWM"))
+			mb = max(mb, rig.Memory(run.cmd.Process.Pid, "VmHWM"))
 			issued.seconds, sizes = append(issued.seconds, time.Since(began).Seconds()), append(sizes, fileSize(out+".partial"))
 		}
 	}
@@ -196,7 +197,7 @@ func readLinks(path string, n int) ([]issuedLink, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	keys, err := portal.ParseKeys(linkKeys)
+	keys, err := portal.ParseKeys(rig.LinkKeys)
 	if err != nil {
 		return nil, err
 	}

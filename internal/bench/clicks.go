@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"latchkey/internal/portal"
+	"latchkey/internal/rig"
 )
 
 // connections that the load holds open.
@@ -199,7 +199,7 @@ func (t *target) half(ctx context.Context, d time.Duration) error {
 func (t *target) load(ctx context.Context, d time.Duration, rate float64) ([]time.Duration, error) {
 	origins := t.origins
 	if len(origins) == 0 {
-		origins = []string{t.site.worker.public}
+		origins = []string{t.site.worker.Public}
 	}
 	var mu sync.Mutex
 	var all []time.Duration
@@ -265,7 +265,7 @@ func (b *bench) site(ctx context.Context, binary, name string, links int, stripe
 	if err != nil {
 		return nil, err
 	}
-	keys, err := portal.ParseKeys(linkKeys)
+	keys, err := portal.ParseKeys(rig.LinkKeys)
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +278,7 @@ func (b *bench) site(ctx context.Context, binary, name string, links int, stripe
 }
 
 func (s *site) close() {
-	s.worker.stop()
+	s.worker.Stop()
 	s.pool.Close()
 }
 
@@ -326,20 +326,4 @@ func (s *site) plainHandler(ctx context.Context) (origin string, closeIt func(),
 }
 
 // mallocs is how many objects the worker's process has allocated, all its work together.
-func (w *worker) mallocs() float64 { return w.metric("go_memstats_mallocs_total") }
-
-// metric is the value of a metric without labels, 0 where the worker does not tell.
-func (w *worker) metric(name string) float64 {
-	resp, err := http.Get(w.admin + "/metrics")
-	if err != nil {
-		return 0
-	}
-	defer func() { _ = resp.Body.Close() }()
-	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			n, _ := strconv.ParseFloat(value, 64)
-			return n
-		}
-	}
-	return 0
-}
+func (w *worker) mallocs() float64 { return w.Metric("go_memstats_mallocs_total") }

@@ -21,6 +21,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
+	"latchkey/internal/rig"
 	"latchkey/internal/stack"
 	"latchkey/migrations"
 )
@@ -84,7 +85,7 @@ type death struct {
 
 func (b *bench) newCrashing(ctx context.Context) (c *crashing, err error) {
 	dir := filepath.Join(b.dir, "crash")
-	c = &crashing{b: b, n: 100_000, rate: "0", natsDir: filepath.Join(dir, "nats"), natsURL: "nats://" + freePort(), addr: freePort(),
+	c = &crashing{b: b, n: 100_000, rate: "0", natsDir: filepath.Join(dir, "nats"), natsURL: "nats://" + rig.FreePort(), addr: rig.FreePort(),
 		in: filepath.Join(dir, "campaign.csv"), out: filepath.Join(dir, "links.csv"),
 		pgConfig: stack.PostgresConfig{Dir: filepath.Join(dir, "pg"), Fsync: true}}
 	c.deaths = []death{{8, "the worker", (*crashing).killWorker}, {16, "enqueue bulk", (*crashing).killBulk},
@@ -100,13 +101,10 @@ func (b *bench) newCrashing(ctx context.Context) (c *crashing, err error) {
 	if c.workerBinary, c.sim, err = b.workerAndStripe(ctx); err != nil {
 		return nil, err
 	}
-	if c.enqueue, err = b.buildCommand(ctx, "enqueue"); err != nil {
+	if c.enqueue, err = rig.Build(ctx, b.dir, "latchkey/cmd/enqueue"); err != nil {
 		return c, err
 	}
-	c.natsTool = filepath.Join(b.dir, "nats-server")
-	build := exec.CommandContext(ctx, "go", "build", "-o", c.natsTool, "github.com/nats-io/nats-server/v2")
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
+	if c.natsTool, err = rig.Build(ctx, b.dir, rig.NATSServer); err != nil {
 		return c, err
 	}
 	return c, errors.Join(writeCampaign(c.in, c.n), c.start(ctx))
@@ -134,26 +132,9 @@ func (c *crashing) start(ctx context.Context) (err error) {
 	return c.startWorker(ctx)
 }
 
-// startNATS returns once JetStream answers.
-func (c *crashing) startNATS(ctx context.Context) error {
-	host, port, _ := strings.Cut(strings.TrimPrefix(c.natsURL, "nats://"), ":")
-	c.nats = exec.CommandContext(ctx, c.natsTool, "-a", host, "-p", port, "-js", "-sd", c.natsDir, "-l", c.natsDir+".log")
-	if err := c.nats.Start(); err != nil {
-		return err
-	}
-	return c.until(ctx, "NATS to be up", func() (bool, error) {
-		nc, err := nats.Connect(c.natsURL)
-		if err != nil {
-			return false, nil
-		}
-		defer nc.Close()
-		js, err := jetstream.New(nc)
-		if err != nil {
-			return false, err
-		}
-		_, err = js.AccountInfo(ctx)
-		return err == nil, nil
-	})
+func (c *crashing) startNATS(ctx context.Context) (err error) {
+	c.nats, err = rig.StartNATS(ctx, c.natsTool, strings.TrimPrefix(c.natsURL, "nats://"), c.natsDir)
+	return err
 }
 
 func (c *crashing) startWorker(ctx context.Context) (err error) {
@@ -240,8 +221,7 @@ func (c *crashing) hasten(ctx context.Context) {
 }
 
 func (c *crashing) killWorker(ctx context.Context) error {
-	_ = c.worker.cmd.Process.Kill()
-	_ = c.worker.cmd.Wait()
+	rig.KillNow(c.worker.Cmd)
 	return c.startWorker(ctx)
 }
 
@@ -257,8 +237,7 @@ func (c *crashing) killBulk(ctx context.Context) error {
 }
 
 func (c *crashing) killNATS(ctx context.Context) error {
-	_ = c.nats.Process.Kill()
-	_ = c.nats.Wait()
+	rig.KillNow(c.nats)
 	return c.startNATS(ctx)
 }
 
@@ -430,14 +409,13 @@ func (c *crashing) close(ctx context.Context) (err error) {
 		_ = c.bulk.cmd.Process.Kill() // mostly it has ended
 	}
 	if c.worker != nil {
-		c.worker.stop()
+		c.worker.Stop()
 	}
 	if c.nc != nil {
 		c.nc.Close()
 	}
-	if c.nats != nil && c.nats.Process != nil {
-		_ = c.nats.Process.Kill()
-		_ = c.nats.Wait()
+	if c.nats != nil {
+		rig.KillNow(c.nats)
 	}
 	if c.pool != nil {
 		c.pool.Close()

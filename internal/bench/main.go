@@ -22,7 +22,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -34,6 +33,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/rig"
 	"latchkey/internal/stack"
 	"latchkey/migrations"
 )
@@ -151,12 +151,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 var postgresSettings = map[string]string{"shared_buffers": "4GB", "max_wal_size": "16GB", "checkpoint_timeout": "15min", "wal_compression": "lz4"}
 
 func (b *bench) runPart(ctx context.Context, p part) error {
-	where, err := b.machine(ctx)
+	where, err := rig.ThisMachine(ctx, b.pool, b.nc.ConnectedServerVersion())
 	if err != nil {
 		return err
 	}
 	began := time.Now()
-	b.found = &result{Measured: began.UTC().Truncate(time.Second), Commit: commit(ctx), Machine: where}
+	b.found = &result{Measured: began.UTC().Truncate(time.Second), Commit: rig.Commit(ctx), Machine: where}
 	if err := p.run(b, ctx); err != nil {
 		return err
 	}
@@ -273,19 +273,9 @@ func quantile(v []time.Duration, q float64) time.Duration {
 
 // workerAndStripe builds the worker's binary, once, and starts a simulator.
 func (b *bench) workerAndStripe(ctx context.Context) (binary string, sim *simulator, err error) {
-	if binary, err = b.buildCommand(ctx, "worker"); err != nil {
+	if binary, err = rig.Build(ctx, b.dir, "latchkey/cmd/worker"); err != nil {
 		return "", nil, err
 	}
 	sim, err = startSimulator()
 	return binary, sim, err
-}
-
-func (b *bench) buildCommand(ctx context.Context, name string) (string, error) {
-	path := filepath.Join(b.dir, name)
-	if _, err := os.Stat(path); err == nil {
-		return path, nil
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "latchkey/cmd/"+name)
-	cmd.Stderr = os.Stderr
-	return path, cmd.Run()
 }

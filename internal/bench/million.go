@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"latchkey/internal/notify"
+	"latchkey/internal/rig"
 )
 
 // million sends a campaign of a million rows through 'enqueue bulk' and a fresh worker, once, and holds the most memory
@@ -23,7 +24,7 @@ func (b *bench) million(ctx context.Context) error {
 		return err
 	}
 	defer sim.close()
-	enqueue, err := b.buildCommand(ctx, "enqueue")
+	enqueue, err := rig.Build(ctx, b.dir, "latchkey/cmd/enqueue")
 	if err != nil {
 		return err
 	}
@@ -36,7 +37,7 @@ func (b *bench) million(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer w.stop()
+	defer w.Stop()
 	in, out := filepath.Join(b.dir, "million.csv"), filepath.Join(b.dir, "million-links.csv")
 	if err := writeCampaign(in, n); err != nil {
 		return err
@@ -90,9 +91,9 @@ func most(run *bulkRun, w *worker, first int) (tenth, all peaks, err error) {
 		case err := <-run.ended:
 			return tenth, all, err
 		case <-time.After(50 * time.Millisecond):
-			all.bulk = max(all.bulk, memory(run.cmd.Process.Pid, "VmHWM"))
-			all.worker = max(all.worker, memory(w.cmd.Process.Pid, "VmHWM"))
-			if tenth == (peaks{}) && w.metric(`latchkey_requests_total{result="issued"}`) >= float64(first) {
+			all.bulk = max(all.bulk, rig.Memory(run.cmd.Process.Pid, "VmHWM"))
+			all.worker = max(all.worker, rig.Memory(w.Cmd.Process.Pid, "VmHWM"))
+			if tenth == (peaks{}) && w.Metric(`latchkey_requests_total{result="issued"}`) >= float64(first) {
 				tenth = all
 			}
 		}

@@ -144,7 +144,7 @@ type watch struct {
 type held struct{ goroutines, memory float64 }
 
 func (w *worker) held() held {
-	return held{w.metric("go_goroutines"), w.metric("process_resident_memory_bytes") / (1 << 20)}
+	return held{w.Metric("go_goroutines"), w.Metric("process_resident_memory_bytes") / (1 << 20)}
 }
 
 func (w *worker) watch() *watch {

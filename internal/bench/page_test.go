@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"latchkey/internal/rig"
 )
 
 const committedDocs = "../../docs"
@@ -68,7 +70,7 @@ func TestPageWithoutResults(t *testing.T) {
 func TestPageOfOnePart(t *testing.T) {
 	t.Parallel()
 	text := pageText(t, results{"bulk": {Measured: time.Date(2026, 11, 26, 9, 0, 0, 0, time.UTC), Commit: "0123456789", Seconds: 95,
-		Machine: machine{Platform: "linux/amd64", CPU: "EPYC", CPUs: 2, MemoryGB: 7.8, Go: "1.26", Postgres: "15.1", NATS: "2.12"},
+		Machine: rig.Machine{Platform: "linux/amd64", CPU: "EPYC", CPUs: 2, MemoryGB: 7.8, Go: "1.26", Postgres: "15.1", NATS: "2.12"},
 		Rows: []row{
 			{What: "rate", Ours: "10/s", Other: "a|b", Ratio: "0.50 (0.40 to 0.60)", Goal: "≥ 1.2"},
 			{What: "  p99 of `x`", Ours: `5\ms`, Goal: "< 15 ms", Met: true},
@@ -92,7 +94,7 @@ func TestPageOfOnePart(t *testing.T) {
 
 func TestMachinesTellTheirParts(t *testing.T) {
 	t.Parallel()
-	small, large := machine{Platform: "linux/amd64", CPUs: 2, Go: "1", Postgres: "15"}, machine{Platform: "linux/arm64", CPUs: 8, Go: "1", Postgres: "15"}
+	small, large := rig.Machine{Platform: "linux/amd64", CPUs: 2, Go: "1", Postgres: "15"}, rig.Machine{Platform: "linux/arm64", CPUs: 8, Go: "1", Postgres: "15"}
 	lines := results{"bulk": {Machine: small}, "intake": {Machine: small}, "clicks": {Machine: large}}.Machines()
 	if got := strings.Join(lines, "\n"); got != "linux/amd64, 2 CPUs, Go 1, Postgres 15: bulk, intake\nlinux/arm64, 8 CPUs, Go 1, Postgres 15: clicks" {
 		t.Error(got)

@@ -1,19 +1,16 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
-	"strings"
 	"time"
+
+	"latchkey/internal/rig"
 )
 
 // results is what the parts found, each when it ran last, by the parts' names. docs/performance/results.json keeps it,
@@ -22,12 +19,12 @@ type results map[string]*result
 
 // result is what a part found.
 type result struct {
-	Measured time.Time `json:"measured"`
-	Commit   string    `json:"commit,omitempty"` // empty = not noted
-	Seconds  float64   `json:"seconds,omitempty"`
-	Machine  machine   `json:"machine"`
-	Rows     []row     `json:"rows"`
-	Series   []series  `json:"series,omitempty"`
+	Measured time.Time   `json:"measured"`
+	Commit   string      `json:"commit,omitempty"` // empty = not noted
+	Seconds  float64     `json:"seconds,omitempty"`
+	Machine  rig.Machine `json:"machine"`
+	Rows     []row       `json:"rows"`
+	Series   []series    `json:"series,omitempty"`
 }
 
 // row is a line of the table. A goal of "shown" is none.
@@ -45,74 +42,6 @@ type series struct {
 	Name string    `json:"name"`
 	X    []float64 `json:"x"` // unit by the plot
 	Y    []float64 `json:"y"`
-}
-
-// machine is where a part ran. What could not be found out is empty.
-type machine struct {
-	Platform string  `json:"platform"`
-	CPU      string  `json:"cpu,omitempty"`
-	CPUs     int     `json:"cpus"`
-	MemoryGB float64 `json:"memory_gb,omitempty"`
-	Go       string  `json:"go"`
-	Postgres string  `json:"postgres"`
-	NATS     string  `json:"nats,omitempty"`
-}
-
-func (m machine) String() string {
-	facts := []string{m.Platform, fmt.Sprintf("%d CPUs", m.CPUs)}
-	if m.CPU != "" {
-		facts[1] += " (" + m.CPU + ")"
-	}
-	if m.MemoryGB > 0 {
-		facts = append(facts, fmt.Sprintf("%.0f GB of memory", m.MemoryGB))
-	}
-	facts = append(facts, "Go "+m.Go, "Postgres "+m.Postgres)
-	if m.NATS != "" {
-		facts = append(facts, "NATS "+m.NATS)
-	}
-	return strings.Join(facts, ", ")
-}
-
-func (b *bench) machine(ctx context.Context) (machine, error) {
-	m := machine{Platform: runtime.GOOS + "/" + runtime.GOARCH, CPUs: runtime.NumCPU(),
-		Go: strings.TrimPrefix(runtime.Version(), "go"), NATS: b.nc.ConnectedServerVersion()}
-	var version string // Debian's has its package's version behind it
-	if err := b.pool.QueryRow(ctx, `SHOW server_version`).Scan(&version); err != nil {
-		return m, err
-	}
-	m.Postgres, _, _ = strings.Cut(version, " ")
-	m.CPU = procField("/proc/cpuinfo", "model name")
-	kb, _ := strconv.ParseFloat(strings.TrimSuffix(procField("/proc/meminfo", "MemTotal"), " kB"), 64)
-	m.MemoryGB = kb / (1 << 20)
-	return m, nil
-}
-
-// procField is the first value of a name in a file of /proc, empty where there is none.
-func procField(path, name string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if key, value, _ := strings.Cut(lines.Text(), ":"); strings.TrimSpace(key) == name {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
-}
-
-// commit is the one that is measured, empty outside of a clone. What the bench itself writes below docs is no change.
-func commit(ctx context.Context) string {
-	hash, err := exec.CommandContext(ctx, "git", "rev-parse", "--short=10", "HEAD").Output()
-	if err != nil {
-		return ""
-	}
-	changed, err := exec.CommandContext(ctx, "git", "status", "--porcelain", "--", ":/", ":(top,exclude)docs").Output()
-	if err != nil || len(changed) > 0 {
-		return strings.TrimSpace(string(hash)) + "+changes"
-	}
-	return strings.TrimSpace(string(hash))
 }
 
 func resultsFile(docs string) string { return filepath.Join(docs, "performance", "results.json") }

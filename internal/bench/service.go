@@ -2,20 +2,17 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 	"latchkey/internal/stripesim"
 )
 
@@ -32,14 +29,14 @@ func (b *bench) service(ctx context.Context) error {
 	var w *worker
 	for range b.rounds() {
 		if w != nil {
-			w.stop()
+			w.Stop()
 		}
 		if w, err = b.startWorker(ctx, binary, "postgres", sim.url); err != nil {
 			return err
 		}
-		starts = append(starts, w.started)
+		starts = append(starts, w.Started)
 	}
-	defer w.stop()
+	defer w.Stop()
 	start := median(starts)
 	b.goal(start <= time.Second, "worker run, ready on a migrated database", start.Round(time.Millisecond).String(), "", "", "≤ 1 s")
 	time.Sleep(3 * time.Second) // settled: leader elected, first sweep done
@@ -84,9 +81,6 @@ func (b *bench) latency(ctx context.Context, client *producer.Client) error {
 	return nil
 }
 
-// linkKeys is the key of the workers' and the load's links.
-var linkKeys = portal.FormatKey(1, [32]byte{'b', 'e', 'n', 'c', 'h'})
-
 // simulator is Stripe, at no latency and without a limit.
 type simulator struct {
 	*stripesim.Sim
@@ -126,65 +120,19 @@ func (s *simulator) reopen() error {
 }
 
 // worker is a 'worker run' process.
-type worker struct {
-	cmd     *exec.Cmd
-	public  string        // origin of the click server
-	admin   string        // of the internal server
-	started time.Duration // from exec to ready
-}
+type worker struct{ *rig.Worker }
 
 // startWorker starts a worker without a Stripe budget to speak of; env changes its settings.
 func (b *bench) startWorker(ctx context.Context, binary, database, stripe string, env ...string) (*worker, error) {
-	public, admin := freePort(), freePort()
-	w := &worker{cmd: exec.CommandContext(ctx, binary, "run"), public: "http://" + public, admin: "http://" + admin}
-	w.cmd.Env = append([]string{"DATABASE_URL=" + b.pg.URL(database), "NATS_URL=" + b.ns.URL(), "STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + stripe,
-		"STRIPE_RATE=1000000", "LINK_KEYS=" + linkKeys, "HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=warn"}, env...)
-	w.cmd.Stderr = os.Stderr
-	began := time.Now()
-	if err := w.cmd.Start(); err != nil {
+	w, err := rig.Spawn(ctx, binary, rig.FreePort(), rig.FreePort(), os.Stderr, append([]string{"DATABASE_URL=" + b.pg.URL(database), "NATS_URL=" + b.ns.URL(),
+		"STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + stripe, "STRIPE_RATE=1000000", "LOG_LEVEL=warn"}, env...)...)
+	if err != nil {
 		return nil, err
 	}
-	for time.Since(began) < 20*time.Second {
-		resp, err := http.Get("http://" + admin + "/readyz")
-		if err == nil {
-			_ = resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				w.started = time.Since(began)
-				return w, nil
-			}
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	w.stop()
-	return nil, errors.New("the worker was not ready in 20 s")
-}
-
-func (w *worker) stop() {
-	_ = w.cmd.Process.Signal(syscall.SIGTERM)
-	_ = w.cmd.Wait()
+	return &worker{w}, w.UntilReady()
 }
 
 // rss is the process's resident memory in MB.
-func (w *worker) rss() float64 { return memory(w.cmd.Process.Pid, "VmRSS") }
-
-// memory is a process's VmRSS or VmHWM (the most it was) in MB, where /proc tells it.
-func memory(pid int, what string) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(status), what+":")
-	kb, _ := strconv.Atoi(strings.Fields(rest + " 0")[0])
-	return float64(kb) / 1024
-}
-
-func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
+func (w *worker) rss() float64 { return rig.Memory(w.Cmd.Process.Pid, "VmRSS") }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

@@ -43,7 +43,7 @@ func (b *bench) stampede(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer second.stop()
+	defer second.Stop()
 	people, err := s.people(n, s.worker, second)
 	if err != nil {
 		return err
@@ -161,7 +161,7 @@ func overtaken(people []*crowd.Person, sessions []stripesim.Session) (most, mid 
 func (s *site) people(n int, workers ...*worker) ([]*crowd.Person, error) {
 	c := &crowd.Crowd{Client: crowd.NewClient()}
 	for _, w := range workers {
-		c.Origins = append(c.Origins, w.public)
+		c.Origins = append(c.Origins, w.Public)
 	}
 	people := make([]*crowd.Person, n)
 	for i := range people {

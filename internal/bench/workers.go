@@ -9,6 +9,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 )
 
 // workers runs one, two and four workers on the same stream and database. Where they, Postgres, NATS and the load share
@@ -38,7 +39,7 @@ func (b *bench) workers(ctx context.Context) error {
 	if err := fillLinks(ctx, pool, links); err != nil {
 		return err
 	}
-	keys, err := portal.ParseKeys(linkKeys)
+	keys, err := portal.ParseKeys(rig.LinkKeys)
 	if err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func (b *bench) fleetRound(ctx context.Context, f *fleet, binary, stripe string,
 	f.workers, clicks.origins = nil, nil
 	defer func() {
 		for _, w := range f.workers {
-			w.stop()
+			w.Stop()
 		}
 	}()
 	for range f.size {
@@ -77,7 +78,7 @@ func (b *bench) fleetRound(ctx context.Context, f *fleet, binary, stripe string,
 		if err != nil {
 			return err
 		}
-		f.workers, clicks.origins = append(f.workers, w), append(clicks.origins, w.public)
+		f.workers, clicks.origins = append(f.workers, w), append(clicks.origins, w.Public)
 	}
 	return measure()
 }
@@ -110,7 +111,7 @@ func (b *bench) measure(ctx context.Context, f *fleet, client *producer.Client, 
 	f.connections = append(f.connections, held/float64(f.size))
 	var mb float64
 	for _, w := range f.workers {
-		mb = max(mb, memory(w.cmd.Process.Pid, "VmHWM"))
+		mb = max(mb, rig.Memory(w.Cmd.Process.Pid, "VmHWM"))
 	}
 	f.memory = append(f.memory, mb)
 	return settle(ctx, []*site{clicks.site})
