@@ -9,9 +9,13 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"latchkey/internal/audit"
+	"latchkey/internal/jobs"
 )
 
 // filledLinks writes links as intake makes them: the ids of links and audit rows ascend with time, those of requests
@@ -43,6 +47,10 @@ func fillLinks(ctx context.Context, pool *pgxpool.Pool, links int) error {
 	writers.Wait()
 	close(failed)
 	if err := <-failed; err != nil {
+		return err
+	}
+	// Or the workers would have millions of rows to seal while they are measured.
+	if _, err := (&audit.Sealer{Pool: pool, Publish: jobs.PublishByJob, Now: time.Now}).Seal(ctx); err != nil {
 		return err
 	}
 	return settleTables(ctx, pool)
