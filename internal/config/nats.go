@@ -18,6 +18,7 @@ type NATS struct {
 	URL   string `envconfig:"NATS_URL" default:"nats://127.0.0.1:4222" secret:"true"` // may hold a password
 	Creds string `envconfig:"NATS_CREDS"`                                             // file
 	CA    string `envconfig:"NATS_CA"`                                                // file
+	Inbox string `envconfig:"NATS_INBOX_PREFIX" default:"_INBOX"`                     // where answers come to
 }
 
 // Connect dials once and, after that, reconnects for ever. Its error names no password. A certificate is
@@ -36,10 +37,16 @@ func (c NATS) Connect(name string, more ...nats.Option) (*nats.Conn, error) {
 	if c.CA != "" {
 		opts = append(opts, nats.RootCAs(c.CA))
 	}
+	if c.Inbox != "" {
+		opts = append(opts, nats.CustomInboxPrefix(c.Inbox))
+	}
 	nc, err := nats.Connect(c.URL, opts...)
 	var parse *url.Error
 	if errors.As(err, &parse) {
 		return nil, errors.New("NATS_URL is not a URL such as nats://nats:4222") // the cause quotes it
+	}
+	if errors.Is(err, nats.ErrInvalidArg) {
+		return nil, fmt.Errorf("NATS_INBOX_PREFIX must be a subject without wildcards, such as _INBOX_dunning: %w", err)
 	}
 	var cert *tls.CertificateVerificationError
 	if errors.As(err, &cert) {
