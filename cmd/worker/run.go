@@ -354,7 +354,7 @@ func redactURL(err error) error {
 	case errors.As(err, &cert):
 		return fmt.Errorf("the certificate of Postgres is not accepted; set sslrootcert in DATABASE_URL to the file of its authority, and name the host as the certificate does: %w", cert)
 	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no value for it
-		return errors.New("Postgres offers no TLS; switch it on there, or write sslmode=disable into DATABASE_URL where nobody else is on the network between")
+		return errors.New("the server of DATABASE_URL offers no TLS; switch it on there, or write sslmode=disable into DATABASE_URL where nobody else is on the network between")
 	}
 	if text := err.Error(); strings.Contains(text, "\n") { // one attempt a line
 		return errors.New(strings.Join(strings.Fields(text), " "))

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -38,15 +39,15 @@ func (c NATS) Connect(name string, more ...nats.Option) (*nats.Conn, error) {
 		opts = append(opts, nats.RootCAs(c.CA))
 	}
 	if c.Inbox != "" {
+		if strings.ContainsAny(c.Inbox, "*> ") || strings.HasSuffix(c.Inbox, ".") {
+			return nil, errors.New("NATS_INBOX_PREFIX must be a subject without wildcards, such as _INBOX_dunning")
+		}
 		opts = append(opts, nats.CustomInboxPrefix(c.Inbox))
 	}
 	nc, err := nats.Connect(c.URL, opts...)
 	var parse *url.Error
 	if errors.As(err, &parse) {
 		return nil, errors.New("NATS_URL is not a URL such as nats://nats:4222") // the cause quotes it
-	}
-	if errors.Is(err, nats.ErrInvalidArg) {
-		return nil, fmt.Errorf("NATS_INBOX_PREFIX must be a subject without wildcards, such as _INBOX_dunning: %w", err)
 	}
 	var cert *tls.CertificateVerificationError
 	if errors.As(err, &cert) {
