@@ -15,7 +15,8 @@ COPY --from=build /out/worker /out/enqueue /usr/local/bin/
 # A number, so that an orchestrator can tell that it is not root.
 USER 65532:65532
 # 8080 is the click server, for the public. 9090 is the internal server, which by default listens
-# on loopback only: set ADMIN_ADDR where a probe or a scraper comes from outside of the container.
+# on loopback only: set ADMIN_ADDR, and with it ADMIN_TOKEN, where a probe or a scraper comes from outside
+# of the container.
 EXPOSE 8080 9090
 # A stop takes at most 15 s: give the container a grace period of 20 s.
 STOPSIGNAL SIGTERM

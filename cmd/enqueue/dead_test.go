@@ -18,11 +18,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"latchkey/internal/config"
 	"latchkey/internal/jobs"
 	"latchkey/internal/producer"
 	"latchkey/internal/testkit"
@@ -554,34 +552,9 @@ func TestReplayWhoseAnswerIsLost(t *testing.T) {
 // The permissions that docs/dead-letters.md gives are enough.
 func TestPermissionsOfTheDocs(t *testing.T) {
 	t.Parallel()
-	docs, err := os.ReadFile("../../docs/dead-letters.md")
-	check(t, err)
-	_, block, _ := strings.Cut(string(docs), "```\naccounts {")
-	block, _, found := strings.Cut(block, "```")
-	if !found {
-		t.Fatal("docs/dead-letters.md has no block of permissions")
-	}
-	file := filepath.Join(t.TempDir(), "nats.conf")
-	block = strings.ReplaceAll(block, `"…"`, `"pw"`)
-	conf := "port: -1\nhost: 127.0.0.1\njetstream {store_dir: " + strconv.Quote(t.TempDir()) + "}\naccounts {" + block
-	check(t, os.WriteFile(file, []byte(conf), 0o600))
-	opts, err := server.ProcessConfigFile(file)
-	check(t, err)
-	opts.NoSigs, opts.NoLog = true, true
-	ns, err := server.NewServer(opts)
-	check(t, err)
-	ns.Start()
-	t.Cleanup(func() { ns.Shutdown(); ns.WaitForShutdown() })
-	if !ns.ReadyForConnections(time.Minute) {
-		t.Fatal("NATS does not start")
-	}
-	as := func(user string) string { return "nats://" + user + ":pw@" + ns.Addr().String() }
-	nc, err := config.NATS{URL: as("worker")}.Connect("test")
-	check(t, err)
-	defer nc.Close()
+	as, nc := natsOfTheDocs(t, "dead-letters.md")
 	js, err := jetstream.New(nc)
 	check(t, err)
-	check(t, jobs.EnsureStreams(t.Context(), js, true))
 	d := &deployment{url: as("reader"), js: js}
 	d.letter(t, "expired", subject, body("a", ""))
 	for _, args := range [][]string{{"list"}, {"show", "1"}} {

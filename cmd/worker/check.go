@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"latchkey/internal/cli"
+	"latchkey/internal/config"
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/migrations"
@@ -83,6 +84,13 @@ func (c *checkup) line(what string, err error, fine string) {
 	fmt.Fprintf(c.cmd.OutOrStdout(), "ok    %-22s %s\n", what, fine)
 }
 
+func withWarning(fine, warning string) string {
+	if warning == "" {
+		return fine
+	}
+	return fine + "; warning: " + warning
+}
+
 func (c *checkup) database(ctx context.Context, cfg *Config) {
 	pool, err := plainPool(ctx, cfg.DatabaseURL)
 	if err != nil {
@@ -95,7 +103,7 @@ func (c *checkup) database(ctx context.Context, cfg *Config) {
 	if err == nil && version < 14 {
 		err = fmt.Errorf("is Postgres %d; 14 or newer is needed", version)
 	}
-	c.line("database", err, fmt.Sprintf("Postgres %d", version))
+	c.line("database", err, withWarning(fmt.Sprintf("Postgres %d", version), exposed(pool.Config().ConnConfig)))
 	c.app, err = openPool(ctx, cfg.DatabaseURL)
 	if err == nil {
 		err = migrations.CheckRights(ctx, c.app)
@@ -110,7 +118,7 @@ func (c *checkup) nats(ctx context.Context, cfg *Config) {
 		return
 	}
 	defer nc.Close()
-	c.line("NATS", nil, nc.ConnectedUrlRedacted()+", server "+nc.ConnectedServerVersion())
+	c.line("NATS", nil, withWarning(nc.ConnectedUrlRedacted()+", server "+nc.ConnectedServerVersion(), config.Exposed(nc)))
 	js, err := jetstream.New(nc)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

@@ -22,6 +22,8 @@ import (
 
 // Config is the worker's environment; docs/configuration.md lists it for operators.
 type Config struct {
+	config.Redacted
+
 	DatabaseURL       string        `envconfig:"DATABASE_URL" secret:"true"` // Postgres 14 or newer
 	NATS              config.NATS   // NATS_URL, NATS_CREDS, NATS_CA
 	ManageStreams     bool          `envconfig:"NATS_MANAGE_STREAMS" default:"true"`  // false: check them only
@@ -40,6 +42,7 @@ type Config struct {
 	ReturnURLHosts    []string      `envconfig:"RETURN_URL_HOSTS"`                    // empty: RETURN_URL's
 	HTTPAddr          string        `envconfig:"HTTP_ADDR" default:":8080"`           // public
 	AdminAddr         string        `envconfig:"ADMIN_ADDR" default:"127.0.0.1:9090"` // internal
+	AdminToken        string        `envconfig:"ADMIN_TOKEN" secret:"true"`           // bearer token of /metrics; empty: ADMIN_ADDR is on loopback
 	TrustedProxyCIDRs []string      `envconfig:"TRUSTED_PROXIES"`                     //
 	BrandName         string        `envconfig:"BRAND_NAME"`                          // on the pages
 	BrandLogoURL      string        `envconfig:"BRAND_LOGO_URL"`                      // fetched at start
@@ -184,6 +187,7 @@ func (c *Config) validateServers(p *config.Problems) {
 			p.Add(setting[0], "must be host:port or :port, such as 127.0.0.1:9090")
 		}
 	}
+	c.validateAdmin(p)
 	for i, cidr := range c.TrustedProxyCIDRs {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
 		if err != nil {
@@ -207,6 +211,20 @@ func (c *Config) validateServers(p *config.Problems) {
 	}
 	if c.LogFormat != "json" && c.LogFormat != "text" {
 		p.Add("LOG_FORMAT", "must be json or text")
+	}
+}
+
+// minAdminToken keeps words that can be guessed out; it is half of what 'openssl rand -hex 32' prints.
+const minAdminToken = 32
+
+// validateAdmin lets the internal server listen for others than this machine only where it can tell them apart.
+func (c *Config) validateAdmin(p *config.Problems) {
+	addr, err := net.ResolveTCPAddr("tcp", c.AdminAddr)
+	if err == nil && !addr.IP.IsLoopback() && c.AdminToken == "" {
+		p.Add("ADMIN_TOKEN", "is required where ADMIN_ADDR is not on loopback: a secret such as 'openssl rand -hex 32' prints, which scrapers of /metrics send as bearer token")
+	}
+	if c.AdminToken != "" && (len(c.AdminToken) < minAdminToken || strings.ContainsFunc(c.AdminToken, func(r rune) bool { return r <= ' ' || r > '~' })) {
+		p.Add("ADMIN_TOKEN", "must have at least %d printable ASCII characters without spaces; 'openssl rand -hex 32' prints such a one", minAdminToken)
 	}
 }
 

@@ -305,6 +305,7 @@ func (d *dev) completeConfig() error {
 		}
 	}
 	set(&d.cfg.LinkBaseURL, d.page.Click)
+	d.cfg.AdminAddr = d.listeners.admin.Addr().String()
 	set(&d.cfg.ReturnURL, d.page.Start+"/returned")
 	set(&d.cfg.BrandName, "Latchkey dev")
 	set(&d.cfg.MailFrom, "Latchkey dev <billing@example.com>")

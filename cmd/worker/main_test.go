@@ -110,7 +110,7 @@ func (d *deployment) start(change ...func(*Config)) *instance {
 	l := listeners{public: listen(), admin: listen()}
 	cfg := &Config{DatabaseURL: d.database, NATS: config.NATS{URL: d.nats}, ManageStreams: true,
 		StripeAPIKey: stripesim.TestKey, StripeAPIBase: d.simURL, LinkBaseURL: "http://" + l.public.Addr().String(), LinkKeys: d.keys,
-		LinkTTL: time.Hour, LinkTTLMax: 24 * time.Hour, StripeRate: 1000, StripeReadRate: 1000, ReturnURL: "https://app.example.com/billing",
+		AdminAddr: l.admin.Addr().String(), LinkTTL: time.Hour, LinkTTLMax: 24 * time.Hour, StripeRate: 1000, StripeReadRate: 1000, ReturnURL: "https://app.example.com/billing",
 		Roles: []string{roleIntake, roleJobs, roleClick}, LogLevel: "debug", LogFormat: "json"}
 	for _, f := range change {
 		f(cfg)

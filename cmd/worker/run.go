@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 
 	"latchkey/internal/audit"
 	"latchkey/internal/cli"
+	"latchkey/internal/config"
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
@@ -92,6 +94,11 @@ func connect(ctx context.Context, cfg *Config, log *slog.Logger) (b *backends, e
 	}
 	if b.nats, err = connectNATS(cfg, log); err != nil {
 		return b, err
+	}
+	for _, warning := range []string{exposed(b.pool.Config().ConnConfig), config.Exposed(b.nats)} {
+		if warning != "" {
+			log.Warn(warning)
+		}
 	}
 	// An ack that never comes must not keep its place among the pending ones for ever.
 	if b.jetStream, err = jetstream.New(b.nats, jetstream.WithPublishAsyncTimeout(publishAckTimeout)); err != nil {
@@ -327,7 +334,7 @@ func plainPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 }
 
 func poolConfig(url string) (*pgxpool.Config, error) {
-	cfg, err := pgxpool.ParseConfig(url)
+	cfg, err := parseDatabase(url)
 	if err != nil {
 		return nil, errors.New("DATABASE_URL: is not a Postgres URL or connection string") // the cause quotes it
 	}
@@ -342,8 +349,14 @@ func poolConfig(url string) (*pgxpool.Config, error) {
 // redactURL keeps what a connection error says and drops the connection string that it quotes.
 func redactURL(err error) error {
 	var parse *pgconn.ParseConfigError
-	if errors.As(err, &parse) {
+	var cert *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &parse):
 		return errors.New("DATABASE_URL can't be parsed")
+	case errors.As(err, &cert):
+		return fmt.Errorf("the certificate of Postgres is not accepted; set sslrootcert in DATABASE_URL to the file of its authority, and name the host as the certificate does: %w", cert)
+	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no value for it
+		return errors.New("the server of DATABASE_URL offers no TLS; switch it on there, or write sslmode=disable into DATABASE_URL where nobody else is on the network between")
 	}
 	if text := err.Error(); strings.Contains(text, "\n") { // one attempt a line
 		return errors.New(strings.Join(strings.Fields(text), " "))

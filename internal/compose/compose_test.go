@@ -146,6 +146,14 @@ func TestWorkersSettings(t *testing.T) {
 	if live, known := portal.KeyMode(env(worker, "STRIPE_API_KEY")); live || !known {
 		t.Error("STRIPE_API_KEY is not a test key")
 	}
+	if !strings.HasPrefix(env(worker, "ADMIN_ADDR"), "127.") && len(env(worker, "ADMIN_TOKEN")) < 32 {
+		t.Error("the internal server is not on loopback and has no ADMIN_TOKEN; the worker won't start")
+	}
+	for _, service := range []string{"worker", "migrate"} {
+		if url := env(load(t).Services[service], "DATABASE_URL"); !strings.Contains(url, "sslmode=disable") {
+			t.Errorf("%s demands TLS of a Postgres that has none", service)
+		}
+	}
 	if worker.StopGracePeriod == nil || worker.StopGracePeriod.String() != "20s" {
 		t.Errorf("stop_grace_period is %v; a stop may take 15 s", worker.StopGracePeriod)
 	}

@@ -86,7 +86,7 @@ func fromFile(name string, field reflect.Value) error {
 	if path == "" {
 		return nil
 	}
-	if field.String() != "" {
+	if os.Getenv(Prefix+"_"+name) != "" || os.Getenv(name) != "" {
 		return fmt.Errorf("is set beside %s; use one of them", name)
 	}
 	content, err := os.ReadFile(path)

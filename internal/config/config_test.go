@@ -23,6 +23,7 @@ type settings struct {
 	Count  int           `envconfig:"CFGTEST_COUNT"`
 	Roles  []string      `envconfig:"CFGTEST_ROLES" default:"intake,jobs"`
 	Secret string        `envconfig:"CFGTEST_SECRET" secret:"true"`
+	Server string        `envconfig:"CFGTEST_SERVER" default:"nats://here" secret:"true"`
 	Group  group
 
 	derived *group // by validation
@@ -107,9 +108,9 @@ func TestEmptyCountsAsNotSet(t *testing.T) {
 }
 
 func TestSecretFromAFile(t *testing.T) {
-	s, problems := load(t, map[string]string{"CFGTEST_SECRET_FILE": file(t, "\n "+hush+"\r\n"), "CFGTEST_KEY_FILE": file(t, "k")})
-	if len(problems) > 0 || s.Secret != hush || s.Group.Key != "k" {
-		t.Errorf("secrets %q and %q (%v)", s.Secret, s.Group.Key, problems)
+	s, problems := load(t, map[string]string{"CFGTEST_SECRET_FILE": file(t, "\n "+hush+"\r\n"), "CFGTEST_KEY_FILE": file(t, "k"), "CFGTEST_SERVER_FILE": file(t, "in place of the default")})
+	if len(problems) > 0 || s.Secret != hush || s.Group.Key != "k" || s.Server != "in place of the default" {
+		t.Errorf("secrets %q, %q and %q (%v)", s.Secret, s.Group.Key, s.Server, problems)
 	}
 }
 

@@ -270,7 +270,7 @@ func FuzzCompose(f *testing.F) {
 	f.Add("jo@example.org", "Subject", "text", "https://example.com/u")
 	f.Add("jö@bücher.example", "a\r\nBcc: x", ".\r\n\x00", "mailto:x@example.com")
 	f.Fuzz(func(t *testing.T, to, subj, text, uri string) {
-		c, err := testSender(t).compose(Mail{DeliveryID: "d1", To: to, Date: certFrom, Subject: subj, Text: text, HTML: text, ListUnsubscribe: uri})
+		c, err := testSender(t).compose(Mail{DeliveryID: "d1", To: to, Date: sample("").Date, Subject: subj, Text: text, HTML: text, ListUnsubscribe: uri})
 		if err != nil {
 			return
 		}

@@ -3,9 +3,7 @@ package notify
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"latchkey/internal/testkit"
 )
 
 // patience ends a wait for something that will not come any more. Nothing is timed by it.
@@ -27,7 +27,7 @@ const patience = 60 * time.Second
 // postfix is a real mail server, with its own spool and files, that delivers what it takes into a maildir.
 type postfix struct {
 	dir   string
-	ca    *authority
+	ca    *testkit.Authority
 	ports map[string]string // by SASL mechanism; "smtps" has TLS from the start and offers all
 }
 
@@ -48,7 +48,7 @@ func startPostfix(t *testing.T) *postfix {
 		}
 		t.Skip(needsPostfix)
 	}
-	p := &postfix{ca: newAuthority(t), ports: map[string]string{}}
+	p := &postfix{ca: testkit.NewAuthority(t), ports: map[string]string{}}
 	var err error
 	p.dir, err = os.MkdirTemp("", "latchkey-postfix-") // t.TempDir is closed to Postfix's own user
 	ok(t, err)
@@ -112,11 +112,8 @@ func (p *postfix) give(t *testing.T, name string, owner *user.User) {
 
 func (p *postfix) certificate(t *testing.T) {
 	t.Helper()
-	cert := p.ca.certificate(t, "127.0.0.1")
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	ok(t, err)
-	text := append(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})...)
-	ok(t, os.WriteFile(p.path("server.pem"), text, 0o600))
+	cert, key := testkit.PEM(t, p.ca.Certificate(t, "127.0.0.1"))
+	ok(t, os.WriteFile(p.path("server.pem"), append(key, cert...), 0o600))
 }
 
 func (p *postfix) users(t *testing.T, passwd string, owner *user.User) {
@@ -218,7 +215,7 @@ func (p *postfix) delivered(t *testing.T, id string) (raw []byte) {
 
 func (p *postfix) mailer(t *testing.T, scheme, port, password string) *Mailer {
 	t.Helper()
-	m, err := NewMailer(MailerConfig{URL: scheme + "://" + scriptUser + ":" + password + "@127.0.0.1:" + p.ports[port], From: `"Zoë, of Bücher" <billing@bücher.example>`, TLS: p.ca.client()})
+	m, err := NewMailer(MailerConfig{URL: scheme + "://" + scriptUser + ":" + password + "@127.0.0.1:" + p.ports[port], From: `"Zoë, of Bücher" <billing@bücher.example>`, TLS: p.ca.Client()})
 	ok(t, err)
 	t.Cleanup(func() { _ = m.Close() })
 	return m
@@ -254,7 +251,7 @@ func TestThroughPostfix(t *testing.T) {
 			t.Parallel()
 			mail := sample("refused")
 			mail.To = "jo@nowhere.invalid"
-			m, err := NewMailer(MailerConfig{URL: "smtps://127.0.0.1:" + p.ports["smtps"], From: "billing@example.com", TLS: p.ca.client()}) // without a user
+			m, err := NewMailer(MailerConfig{URL: "smtps://127.0.0.1:" + p.ports["smtps"], From: "billing@example.com", TLS: p.ca.Client()}) // without a user
 			ok(t, err)
 			defer m.Close()
 			checkMailError(t, m.Send(t.Context(), mail), &MailError{Code: 454, EnhancedStatus: "4.7.1", Temporary: true})

@@ -19,6 +19,7 @@ import (
 	"github.com/emersion/go-smtp"
 
 	"latchkey/internal/mailcatcher"
+	"latchkey/internal/testkit"
 )
 
 // courier is a Mailer that talks to a script off loopback, over STARTTLS.
@@ -30,15 +31,15 @@ type courier struct {
 
 func newCourier(t *testing.T, s *script, change ...func(*MailerConfig)) *courier {
 	t.Helper()
-	ca := newAuthority(t)
+	ca := testkit.NewAuthority(t)
 	if s.tls == nil {
-		s.tls = ca.server(t, mailHost)
+		s.tls = ca.Server(t, mailHost)
 	}
 	if s.offers == nil {
 		s.offers = []string{"AUTH PLAIN", "SMTPUTF8", "8BITMIME", "ENHANCEDSTATUSCODES"}
 	}
 	c := &courier{script: s, logs: &bytes.Buffer{}}
-	cfg := MailerConfig{URL: scriptURL, From: "Example <billing@example.com>", TLS: ca.client(), Log: slog.New(slog.NewTextHandler(c.logs, nil))}
+	cfg := MailerConfig{URL: scriptURL, From: "Example <billing@example.com>", TLS: ca.Client(), Log: slog.New(slog.NewTextHandler(c.logs, nil))}
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -263,38 +264,43 @@ func TestLostAnswer(t *testing.T) {
 // Invariant 2: off loopback nothing is said in the clear, and to nobody who can't prove the name.
 func TestNoTrust(t *testing.T) {
 	t.Parallel()
-	other := func(t *testing.T, host string) *tls.Config { return newAuthority(t).server(t, host) }
+	other := func(t *testing.T, host string) *tls.Config { return testkit.NewAuthority(t).Server(t, host) }
 	tests := map[string]struct {
-		script func(t *testing.T, ca *authority) *script
+		script func(t *testing.T, ca *testkit.Authority) *script
 		url    string
 		words  string
 	}{
-		"STARTTLS stripped": {func(*testing.T, *authority) *script { return &script{} }, scriptURL, "does not offer STARTTLS"},
-		"unknown authority": {func(t *testing.T, _ *authority) *script { return &script{tls: other(t, mailHost)} }, scriptURL, "unknown authority"},
-		"another name": {func(t *testing.T, ca *authority) *script { return &script{tls: ca.server(t, "mail.example.net")} }, scriptURL,
+		"STARTTLS stripped": {func(*testing.T, *testkit.Authority) *script { return &script{} }, scriptURL, "does not offer STARTTLS"},
+		"unknown authority": {func(t *testing.T, _ *testkit.Authority) *script { return &script{tls: other(t, mailHost)} }, scriptURL, "unknown authority"},
+		"expired": {func(t *testing.T, ca *testkit.Authority) *script {
+			return &script{tls: &tls.Config{Certificates: []tls.Certificate{ca.Expired(t, mailHost)}}}
+		}, scriptURL, "expired"},
+		"another name": {func(t *testing.T, ca *testkit.Authority) *script {
+			return &script{tls: ca.Server(t, "mail.example.net")}
+		}, scriptURL,
 			"valid for mail.example.net"},
-		"TLS 1.1": {func(t *testing.T, ca *authority) *script {
-			config := ca.server(t, mailHost)
+		"TLS 1.1": {func(t *testing.T, ca *testkit.Authority) *script {
+			config := ca.Server(t, mailHost)
 			config.MinVersion, config.MaxVersion = tls.VersionTLS10, tls.VersionTLS11
 			return &script{tls: config}
 		}, scriptURL, "protocol version"},
-		"another name, smtps": {func(t *testing.T, ca *authority) *script {
-			return &script{tls: ca.server(t, "mail.example.net"), implicit: true}
+		"another name, smtps": {func(t *testing.T, ca *testkit.Authority) *script {
+			return &script{tls: ca.Server(t, "mail.example.net"), implicit: true}
 		}, "smtps" + strings.TrimPrefix(scriptURL, "smtp"), "valid for mail.example.net"},
-		"no AUTH after TLS": {func(t *testing.T, ca *authority) *script {
-			return &script{tls: ca.server(t, mailHost), offers: []string{"8BITMIME"}}
+		"no AUTH after TLS": {func(t *testing.T, ca *testkit.Authority) *script {
+			return &script{tls: ca.Server(t, mailHost), offers: []string{"8BITMIME"}}
 		}, scriptURL, "offers none of"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				ca := newAuthority(t)
+				ca := testkit.NewAuthority(t)
 				s := test.script(t, ca)
 				if s.offers == nil {
 					s.offers = []string{"AUTH PLAIN LOGIN CRAM-MD5"}
 				}
-				m, err := NewMailer(MailerConfig{URL: test.url, From: "billing@example.com", TLS: ca.client()})
+				m, err := NewMailer(MailerConfig{URL: test.url, From: "billing@example.com", TLS: ca.Client()})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -466,20 +472,20 @@ func (strict) Reset()                               {}
 // Both ways to TLS, against another implementation of the protocol, with a password that had to be encoded.
 func TestBothWaysToTLS(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t)
+	ca := testkit.NewAuthority(t)
 	for _, scheme := range []string{"smtp", "smtps"} {
 		for _, password := range []string{"p4ss%20w%25rd", "wrong"} {
 			t.Run(scheme+" "+password, func(t *testing.T) {
 				t.Parallel()
 				server := smtp.NewServer(smtp.BackendFunc(func(*smtp.Conn) (smtp.Session, error) { return strict{}, nil }))
-				server.TLSConfig = ca.server(t, "127.0.0.1")
+				server.TLSConfig = ca.Server(t, "127.0.0.1")
 				server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 				listen := server.Serve
 				if scheme == "smtps" {
 					listen = func(ln net.Listener) error { return server.Serve(tls.NewListener(ln, server.TLSConfig)) }
 				}
 				addr := serve(t, listen, server.Close)
-				m, err := NewMailer(MailerConfig{URL: scheme + "://courier:" + password + "@" + addr, From: "billing@example.com", TLS: ca.client()})
+				m, err := NewMailer(MailerConfig{URL: scheme + "://courier:" + password + "@" + addr, From: "billing@example.com", TLS: ca.Client()})
 				if err != nil {
 					t.Fatal(err)
 				}

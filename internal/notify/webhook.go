@@ -116,7 +116,7 @@ func (w *Webhooks) CheckTarget(raw string) error {
 		return errors.New("must be a URL, such as https://hooks.example.com/latchkey")
 	case u.Scheme != "https" && !(u.Scheme == "http" && w != nil && w.private):
 		return errors.New("must be https (http only with WEBHOOK_ALLOW_PRIVATE)")
-	case u.User != nil || u.Fragment != "":
+	case u.User != nil || strings.Contains(raw, "#"):
 		return errors.New("must have no user, password or fragment")
 	case len(raw) > 2048:
 		return errors.New("may have at most 2048 characters")

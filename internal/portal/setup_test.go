@@ -380,6 +380,14 @@ func (b *syncBuffer) String() string {
 	return b.buf.String()
 }
 
+// take returns what was written and forgets it.
+func (b *syncBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.buf.Reset()
+	return b.buf.String()
+}
+
 // queryCounter counts what is sent to the database.
 type queryCounter struct{ n *atomic.Int64 }
 

@@ -28,8 +28,8 @@ var settings = map[string]string{
 	"log_min_error_statement": "panic",
 }
 
-// startPostgres starts this process's server in a folder of its own.
-func startPostgres() (*stack.Postgres, string, error) {
+// startPostgres starts a server in a folder of its own.
+func startPostgres(settings map[string]string) (*stack.Postgres, string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	bin, err := stack.FindPostgres()
@@ -73,15 +73,12 @@ func sweep() {
 	}
 }
 
-// stopPostgres stops this process's server, if it has one, and removes its files.
-func stopPostgres() error {
-	if one.pg == nil {
-		return nil
-	}
+// stopPostgres stops a server and removes its files.
+func stopPostgres(pg *stack.Postgres, dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := one.pg.Stop(ctx); err != nil {
+	if err := pg.Stop(ctx); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
-	return errors.Join(stack.RemovePostgres(filepath.Join(one.dir, "pg")), os.RemoveAll(one.dir))
+	return errors.Join(stack.RemovePostgres(filepath.Join(dir, "pg")), os.RemoveAll(dir))
 }

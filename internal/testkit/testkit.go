@@ -26,6 +26,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"strconv"
@@ -59,9 +60,11 @@ func Main(m *testing.M, leaks ...goleak.Option) int {
 		}
 	}
 	code := m.Run()
-	if err := stopPostgres(); err != nil {
-		fmt.Fprintln(os.Stderr, "testkit:", err)
-		code = max(code, 1)
+	if one.pg != nil {
+		if err := stopPostgres(one.pg, one.dir); err != nil {
+			fmt.Fprintln(os.Stderr, "testkit:", err)
+			code = max(code, 1)
+		}
 	}
 	if code != 0 {
 		return code // a failed test leaves goroutines behind; they are not the news
@@ -88,11 +91,28 @@ var one struct {
 // server, for tests that make their own databases. Most want Database.
 func Postgres(t testing.TB) (adminURL string) {
 	t.Helper()
-	one.start.Do(func() { one.pg, one.dir, one.err = startPostgres() })
+	one.start.Do(func() { one.pg, one.dir, one.err = startPostgres(settings) })
 	if one.err != nil {
 		t.Fatalf("testkit: no Postgres for the tests: %v", one.err)
 	}
 	return one.pg.URL("postgres")
+}
+
+// OwnPostgres starts a server for one test, for what can't be asked of the shared one: settings come on top of its.
+func OwnPostgres(t testing.TB, change map[string]string) *stack.Postgres {
+	t.Helper()
+	own := maps.Clone(settings)
+	maps.Copy(own, change)
+	pg, dir, err := startPostgres(own)
+	if err != nil {
+		t.Fatalf("testkit: no Postgres for the test: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := stopPostgres(pg, dir); err != nil {
+			t.Errorf("testkit: %v", err)
+		}
+	})
+	return pg
 }
 
 // Database returns the URL of a fresh database, dropped at the end of the test
