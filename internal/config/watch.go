@@ -13,9 +13,7 @@ import (
 // of network and container file systems many tell nothing. Content counts once it was read twice in a row, because
 // half of a key list can be a key list too.
 func Watch(ctx context.Context, path, known string, every time.Duration, changed func(content string, err error)) {
-	type look struct{ content, problem string }
-	last := look{content: known}
-	seen := last
+	w := watched{told: look{content: known}, seen: look{content: known}}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -24,15 +22,29 @@ func Watch(ctx context.Context, path, known string, every time.Duration, changed
 			return
 		case <-tick.C:
 		}
-		var now look
 		content, err := readSecret(path)
-		if now.content = content; err != nil {
+		now := look{content: content}
+		if err != nil {
 			now.problem = err.Error()
 		}
-		if now == seen && now != last {
-			last = now
+		if w.news(now) {
 			changed(content, err)
 		}
-		seen = now
 	}
+}
+
+// look is what a file held, or why it could not be read.
+type look struct{ content, problem string }
+
+type watched struct{ told, seen look }
+
+// news tells whether a look is worth telling of: the same twice in a row, and not what was told last.
+func (w *watched) news(now look) bool {
+	settled := now == w.seen
+	w.seen = now
+	if !settled || now == w.told {
+		return false
+	}
+	w.told = now
+	return true
 }

@@ -111,3 +111,23 @@ func TestWatchHearsOfASwappedLink(t *testing.T) {
 		t.Errorf("%+v", h)
 	}
 }
+
+// A list of two keys, half written, is a list of one: it must not be taken while it is being written.
+func TestWatchWaitsForTheEndOfAWrite(t *testing.T) {
+	t.Parallel()
+	old, half, whole := look{content: "1:a"}, look{content: "2:b"}, look{content: "2:b,1:a"}
+	w := watched{told: old, seen: old}
+	for i, step := range []struct {
+		now  look
+		news bool
+	}{
+		{old, false}, {look{}, false}, {half, false}, {whole, false}, {whole, true}, {whole, false},
+		{half, false}, {whole, false}, {whole, false}, // it was what it is
+		{look{problem: "gone"}, false}, {look{problem: "gone"}, true}, {look{problem: "gone"}, false},
+		{whole, false}, {whole, true},
+	} {
+		if got := w.news(step.now); got != step.news {
+			t.Errorf("step %d, %+v: news %t", i, step.now, got)
+		}
+	}
+}
