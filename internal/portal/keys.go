@@ -85,13 +85,13 @@ func RetiredKeys(ctx context.Context, db Querier) ([]byte, error) {
 
 // KeyUse tells what a signing key is still needed for.
 type KeyUse struct {
-	ID          byte
-	Live        int        // links that are neither expired nor revoked
-	LastExpires *time.Time // of those; nil = nothing needs the key
-	Issued      int        // links that it ever signed
-	RetiredAt   *time.Time // nil = it is not retired
-	RetiredBy   string
-	Reason      string
+	ID          byte       `json:"id"`
+	Live        int        `json:"live_links"`      // neither expired nor revoked
+	LastExpires *time.Time `json:"last_expires_at"` // of those; null = nothing needs the key
+	Issued      int        `json:"issued"`          // links that it ever signed
+	RetiredAt   *time.Time `json:"retired_at"`      // null = it is not retired
+	RetiredBy   string     `json:"retired_by,omitempty"`
+	Reason      string     `json:"reason,omitempty"`
 }
 
 // KeyUses tells of each key that signed a link or was retired, by id. It reads all of an index, a few milliseconds
