@@ -183,7 +183,7 @@ func TestCheckOfAHalfMigratedDatabase(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `DROP TABLE links`); err != nil {
 		t.Fatal(err)
 	}
-	if rest := up(t, pool); len(rest) != 6 || rest[0].Line != "latchkey" {
+	if rest := up(t, pool); len(rest) != 7 || rest[0].Line != "latchkey" {
 		t.Errorf("the second Up did %+v", rest)
 	}
 	if err := Check(t.Context(), pool); err != nil {

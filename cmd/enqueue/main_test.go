@@ -247,6 +247,12 @@ func TestStatusAndRevoke(t *testing.T) {
 	if code, out, stderr := enqueue(t, url, "", "revoke", "--campaign", "c", "--json"); code != 0 || out != `{"revoked":0}`+"\n" || !strings.Contains(stderr, "nothing to end") {
 		t.Errorf("again: exit %d, %q %q", code, out, stderr)
 	}
+	_, _, _ = enqueue(t, url, "", "link", "--id", "of-the-key", "--customer", "cus_2", "--wait")
+	for key, want := range map[string]string{"0": "0\n", "1": "1\n"} {
+		if code, out, _ := enqueue(t, url, "", "revoke", "--key", key); code != 0 || out != want {
+			t.Errorf("key %s: exit %d, %q", key, code, out)
+		}
+	}
 	if code, again, stderr := enqueue(t, url, "", "link", "--id", "s", "--customer", "cus_1", "--campaign", "c", "--wait"); code != 0 || again != link || !strings.Contains(stderr, "revoked") {
 		t.Errorf("a revoked link again: exit %d, %q %q", code, again, stderr)
 	}
@@ -265,7 +271,7 @@ func TestStatusAndRevoke(t *testing.T) {
 		t.Errorf("unknown: exit %d\n%s", code, stderr)
 	}
 	for _, args := range [][]string{{"status"}, {"revoke"}, {"revoke", "--link", "1", "--customer", "2"}, {"link"}, {"frob"}, {"link", "--customer", "cus_1", "--subscription", "sub_1"},
-		{"status", ""}, {"revoke", "--link", "b"}, {"revoke", "--campaign", "c", "--by", ""}, {"link", "--customer", "cus_1", "--source", "Big Source"},
+		{"status", ""}, {"revoke", "--link", "b"}, {"revoke", "--key", "256"}, {"revoke", "--key", "1", "--campaign", "c"}, {"revoke", "--campaign", "c", "--by", ""}, {"link", "--customer", "cus_1", "--source", "Big Source"},
 		{"link", "--customer", "cus_1", "--wait", "--timeout", "0"}} {
 		if code, _, stderr := enqueue(t, url, "", args...); code != 2 || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%v: exit %d\n%s", args, code, stderr)

@@ -112,17 +112,22 @@ func detailLine(detail map[string]any) string {
 
 func newRevokeCommand() *cobra.Command {
 	var r portal.Revocation
+	var key uint8
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "revoke",
 		Short: "End links for ever",
-		Long: `Ends one link, a request's, a customer's or a campaign's links; effective on the next click. A link
-that was renewed ends with its renewals. Prints how many it ended.`,
+		Long: `Ends one link, a request's, a customer's or a campaign's links, or the live ones of a signing key;
+effective on the next click. A link that was renewed ends with its renewals. Prints how many it ended.
+A key goes on signing; 'worker keys retire' closes it.`,
 		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
 			if _, err := uuid.Parse(r.LinkID); r.LinkID != "" && err != nil {
 				return cli.Usagef("--link takes a link's id, a UUID")
+			}
+			if cmd.Flags().Changed("key") {
+				r.KeyID = &key
 			}
 			n, err := revoke(ctx, cmd, client, r)
 			if err != nil {
@@ -140,9 +145,10 @@ that was renewed ends with its renewals. Prints how many it ended.`,
 	flags.StringVar(&r.RequestID, "request", "", "a request's id")
 	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
 	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")
+	flags.Uint8Var(&key, "key", 0, "a signing key's id, of LINK_KEYS")
 	revocationFlags(cmd, &r, &asJSON)
-	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign")
-	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign")
+	cmd.MarkFlagsOneRequired("link", "request", "customer", "campaign", "key")
+	cmd.MarkFlagsMutuallyExclusive("link", "request", "customer", "campaign", "key")
 	return cmd
 }
 

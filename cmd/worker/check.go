@@ -27,7 +27,7 @@ func newCheckCommand() *cobra.Command {
 		Use:   "check",
 		Short: "Check everything the service needs, one line each",
 		Long: `Tries the database and its schema, NATS and its streams, the Stripe key and its permission, the
-default portal configuration, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.
+default portal configuration, the signing keys, the public URL and the mail server. Changes nothing. Exits 1 if anything fails.
 
 --campaign FILE looks at a campaign before it goes out, the file that 'enqueue bulk' would take: at every row
 by this worker's settings, and in Stripe for customers that do not exist or are of the other mode, for a portal
@@ -48,6 +48,7 @@ file, with --all each one, at STRIPE_READ_RATE.`,
 			c.database(cmd.Context(), cfg)
 			c.nats(cmd.Context(), cfg)
 			c.stripe(cmd.Context(), cfg)
+			c.keys(cmd.Context(), cfg)
 			c.publicURL(cmd.Context(), cfg)
 			c.email(cmd.Context(), cfg)
 			c.webhooks(cmd.Context(), cfg)
@@ -141,6 +142,30 @@ func (c *checkup) stripe(ctx context.Context, cfg *Config) {
 	}
 	c.line("Stripe key", withRemedy(s.CheckKey(ctx)), mode+", may create portal sessions")
 	c.line("portal configuration", withRemedy(s.CheckConfiguration(ctx)), "a default one is saved")
+}
+
+// keys compares LINK_KEYS with what links were signed by.
+func (c *checkup) keys(ctx context.Context, cfg *Config) {
+	var list []keyStatus
+	err := errNoDatabase
+	if c.app != nil {
+		list, err = keyList(ctx, c.app, cfg.keys)
+	}
+	var problems, fine []string
+	for _, k := range list {
+		switch {
+		case k.State == keyMissing && k.Live > 0:
+			problems = append(problems, fmt.Sprintf("%d live links need key %d, which LINK_KEYS lacks; put it back, or 'worker keys retire %d'", k.Live, k.ID, k.ID))
+		case k.State == keyRetired && k.ID == cfg.keys.IDs()[0]:
+			problems = append(problems, fmt.Sprintf("key %d, the first of LINK_KEYS, is retired; put another one first", k.ID))
+		case k.State == keySigns || k.State == keyVerifies:
+			fine = append(fine, fmt.Sprintf("%d %s", k.ID, k.State))
+		}
+	}
+	if err == nil && len(problems) > 0 {
+		err = errors.New(strings.Join(problems, "; "))
+	}
+	c.line("signing keys", err, strings.Join(fine, ", "))
 }
 
 var errNoDatabase = errors.New("can't be told without the database")

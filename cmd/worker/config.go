@@ -61,6 +61,7 @@ type Config struct {
 	LogFormat         string        `envconfig:"LOG_FORMAT" default:"json"`           // json, text
 
 	keys          *portal.Keyring     // of LinkKeys
+	keysFile      string              // that LinkKeys was read from, and is watched; empty = none
 	proxies       []netip.Prefix      // of TrustedProxyCIDRs
 	templates     *notify.Templates   // of TemplateDir; nil without SMTPURL
 	webhooks      *notify.Webhooks    // of WebhookSecrets; nil without
@@ -80,6 +81,7 @@ func (c *Config) has(role string) bool { return slices.Contains(c.Roles, role) }
 func loadConfig() (*Config, error) {
 	c := &Config{}
 	problems := config.Load(c)
+	c.keysFile = config.SecretFile("LINK_KEYS")
 	c.validate(&problems)
 	if len(problems) > 0 {
 		return nil, problems

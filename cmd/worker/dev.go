@@ -109,12 +109,13 @@ func (d *dev) configure() error {
 		d.cfg.LogFormat = "text"
 	}
 	d.log = d.cfg.logger()
+	d.cfg.keysFile = config.SecretFile("LINK_KEYS")
 	if d.cfg.LinkKeys == "" {
 		keys, err := d.keptKeys()
 		if err != nil {
 			return err
 		}
-		d.cfg.LinkKeys = keys
+		d.cfg.LinkKeys, d.cfg.keysFile = keys, d.keysPath()
 	}
 	return nil
 }

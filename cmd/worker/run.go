@@ -145,7 +145,7 @@ func newRoles(ctx context.Context, cfg *Config, log *slog.Logger, b *backends, r
 		return nil, err
 	}
 	r := &roles{river: river, mailer: mailer, webhooks: cfg.webhooks, store: portal.NewStore(b.pool, river.Publish, time.Now)}
-	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now}
+	r.issuer = &jobs.Issuer{Pool: b.pool, Keys: cfg.keys, BaseURL: cfg.LinkBaseURL, Rules: requestRules(cfg), Publish: river.Publish, Deliver: river.Deliver, Now: time.Now, Log: log}
 	budget := portal.NewBudget(b.pool, cfg.StripeRate, time.Now, reg)
 	r.reads = portal.NewBudget(b.pool, cfg.StripeReadRate, time.Now, nil)
 	r.stripe = portal.NewStripe(portal.StripeConfig{Key: cfg.StripeAPIKey, APIBase: cfg.StripeAPIBase, APIVersion: cfg.StripeAPIVersion, DefaultReturnURL: cfg.ReturnURL,
@@ -196,6 +196,9 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	r.serve("internal server", adminServer, l.admin)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
+	if cfg.keysFile != "" {
+		r.start("keys", func() error { watchKeys(intakeCtx, cfg, b.pool, keysEvery, log); return nil })
+	}
 	if cfg.has(roleIntake) {
 		intake := jobs.NewIntake(b.jetStream, role.issuer, log, reg)
 		intake.Room = role.river.Room

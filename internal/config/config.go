@@ -7,6 +7,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -79,26 +80,37 @@ func Load(dst any) Problems {
 
 // fromFile reads a secret from the file that NAME_FILE names; both at once is a mistake.
 func fromFile(name string, field reflect.Value) error {
-	path := os.Getenv(Prefix + "_" + name + "_FILE")
-	if path == "" {
-		path = os.Getenv(name + "_FILE")
-	}
+	path := SecretFile(name)
 	if path == "" {
 		return nil
 	}
 	if os.Getenv(Prefix+"_"+name) != "" || os.Getenv(name) != "" {
 		return fmt.Errorf("is set beside %s; use one of them", name)
 	}
+	content, err := readSecret(path)
+	if err != nil {
+		return err
+	}
+	field.SetString(content)
+	return nil
+}
+
+// SecretFile is the path of the file that a secret is read from, or "" where it is not.
+func SecretFile(name string) string {
+	return cmp.Or(os.Getenv(Prefix+"_"+name+"_FILE"), os.Getenv(name+"_FILE"))
+}
+
+// readSecret leaves the path out of its error: a secret set as NAME_FILE by mistake would stand there.
+func readSecret(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		var pathErr *os.PathError
 		if errors.As(err, &pathErr) {
 			err = pathErr.Err
 		}
-		return fmt.Errorf("the file can't be read: %w", err)
+		return "", fmt.Errorf("the file can't be read: %w", err)
 	}
-	field.SetString(strings.TrimSpace(string(content)))
-	return nil
+	return strings.TrimSpace(string(content)), nil
 }
 
 func expected(t reflect.Type) string {

@@ -111,7 +111,7 @@ func (a *ahead) read(ctx context.Context, stream jetstream.Stream, subjects []st
 }
 
 func (a *ahead) issue(ctx context.Context, items []*Item) error {
-	for _, part := range a.intake.Issuer.issueApart(ctx, a.intake.Log, items) {
+	for _, part := range a.intake.Issuer.issueApart(ctx, items) {
 		if part.err != nil {
 			return part.err
 		}

@@ -114,7 +114,7 @@ func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*deliver
 	var entry []byte
 	var ended bool
 	var revoked *time.Time
-	err = s.pool.QueryRow(ctx, `SELECT deliver->$2::int, EXISTS (SELECT FROM audit_events WHERE id = $3), revoked_at, coalesce(session->>'locale', '')
+	err = s.pool.QueryRow(ctx, `SELECT deliver->$2::int, EXISTS (SELECT FROM audit_events WHERE id = $3), `+portal.RevokedAt+`, coalesce(session->>'locale', '')
 		FROM links WHERE id = $1`, d.row.LinkID, n, d.id).Scan(&entry, &ended, &revoked, &d.link.Locale)
 	switch {
 	case err != nil:

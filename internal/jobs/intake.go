@@ -178,7 +178,7 @@ func (in *Intake) serve(ctx, stop context.Context, batch intakeItems) {
 	failed := false
 	issuing, cancel := context.WithTimeout(ctx, intakeDeadline)
 	defer cancel()
-	for _, part := range in.Issuer.issueApart(issuing, in.Log, batch.items) {
+	for _, part := range in.Issuer.issueApart(issuing, batch.items) {
 		if part.err != nil {
 			in.giveBack(part, batch.msgs)
 			failed = true

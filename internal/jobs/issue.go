@@ -28,6 +28,7 @@ type Issuer struct {
 	Publish portal.PublishFunc
 	Deliver DeliverFunc // may be nil where Rules know no channel
 	Now     func() time.Time
+	Log     *slog.Logger
 }
 
 // Item is one request on its way to a link. Issue fills in the lower half.
@@ -114,10 +115,34 @@ func (s *Issuer) issueNew(ctx context.Context, items []*Item, begin func(*portal
 		})
 		// InTx has committed: durable are links, audit rows and jobs. A crash here means a redelivery,
 		// which adds nothing.
-		if err == nil || try == raceTries || !lostRace(err) {
+		if portal.RefusesKey(err) {
+			if err := s.passOver(ctx, err); err != nil {
+				return err
+			}
+			for _, item := range batch {
+				item.Link.KeyID = s.Keys.SignerID()
+			}
+		} else if !lostRace(err) {
+			return err
+		}
+		if try == raceTries {
 			return err
 		}
 	}
+}
+
+// passOver has the process sign by the next of its keys, once the database has refused one that is retired. It
+// returns an error where none is left.
+func (s *Issuer) passOver(ctx context.Context, refused error) error {
+	retired, err := portal.RetiredKeys(ctx, s.Pool)
+	if err != nil {
+		return err
+	}
+	if !s.Keys.Retire(retired...) {
+		return fmt.Errorf("every key of LINK_KEYS is retired; put a fresh one first, 'worker keys new' prints one: %w", refused)
+	}
+	s.Log.Warn("the first key of LINK_KEYS is retired; links are signed by another one, put that first", "key", s.Keys.SignerID())
+	return nil
 }
 
 // issueRest answers what got no link by issueNew: repeats and rejected requests. It is a transaction of its own, so
@@ -162,24 +187,24 @@ type part struct {
 
 // issueApart serves items in one transaction, and, where the database refuses a value that our
 // checks let through, each in its own, so that one bad request holds up no other and is rejected.
-func (s *Issuer) issueApart(ctx context.Context, log *slog.Logger, items []*Item) []part {
+func (s *Issuer) issueApart(ctx context.Context, items []*Item) []part {
 	err := s.Issue(ctx, items)
 	if err == nil || !portal.RefusesValue(err) || lostRace(err) {
 		return []part{{items, err}}
 	}
 	if len(items) == 1 {
-		return []part{{items, s.reject(ctx, log, items[0], err)}}
+		return []part{{items, s.reject(ctx, items[0], err)}}
 	}
 	var parts []part
 	for i := range items {
-		parts = append(parts, s.issueApart(ctx, log, items[i:i+1])...)
+		parts = append(parts, s.issueApart(ctx, items[i:i+1])...)
 	}
 	return parts
 }
 
 // reject writes the rejection of an item that the database refused by itself.
-func (s *Issuer) reject(ctx context.Context, log *slog.Logger, item *Item, refused error) error {
-	log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", refused)
+func (s *Issuer) reject(ctx context.Context, item *Item, refused error) error {
+	s.Log.Error("the database refuses a request that passed its checks; please report the SQLSTATE", "error", refused)
 	item.refuse = &Rejection{InvalidField, "$: the database refuses a value of it"}
 	return s.Issue(ctx, []*Item{item})
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -60,7 +59,7 @@ func TestShortLivedLinksParsedAhead(t *testing.T) {
 	}
 	w.at(11 * time.Second)
 	for _, part := range [][]*Item{items[:1], items[1:]} {
-		parts := w.issuer.issueApart(w.ctx, slog.New(slog.DiscardHandler), part)
+		parts := w.issuer.issueApart(w.ctx, part)
 		if len(parts) != 1 || parts[0].err != nil {
 			t.Fatalf("%d transactions: %v", len(parts), parts[0].err)
 		}

@@ -128,7 +128,7 @@ func (w *world) newRiver(pool *pgxpool.Pool, js jetstream.JetStream) *River {
 }
 
 func (w *world) newIssuer(pool *pgxpool.Pool) *Issuer {
-	return &Issuer{Pool: pool, Keys: w.keys, BaseURL: testBaseURL, Rules: testRules(), Publish: w.river.Publish, Deliver: w.river.Deliver, Now: time.Now}
+	return &Issuer{Pool: pool, Keys: w.keys, BaseURL: testBaseURL, Rules: testRules(), Publish: w.river.Publish, Deliver: w.river.Deliver, Now: time.Now, Log: w.log}
 }
 
 // open writes that somebody looked at a link.

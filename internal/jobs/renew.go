@@ -33,7 +33,12 @@ var errNotRenewed = errors.New("the link is not to be renewed")
 // After an error nothing is known to be durable. Asking again is right.
 func (s *Issuer) Renew(ctx context.Context, link uuid.UUID, v *portal.Visitor) (renewed bool, err error) {
 	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
-	err = portal.InTx(ctx, s.Pool, func(tx *portal.Tx) error { return s.renew(ctx, tx, link, v, now) })
+	renew := func(tx *portal.Tx) error { return s.renew(ctx, tx, link, v, now) }
+	if err = portal.InTx(ctx, s.Pool, renew); portal.RefusesKey(err) {
+		if err = s.passOver(ctx, err); err == nil {
+			err = portal.InTx(ctx, s.Pool, renew)
+		}
+	}
 	// InTx has committed: durable are the new link, both audit rows and their publish jobs. A
 	// crash here means a customer without an answer, whose new link is on its way.
 	if errors.Is(err, errNotRenewed) || errors.Is(err, portal.ErrNoLink) {

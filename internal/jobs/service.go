@@ -258,7 +258,7 @@ func (s *Service) Create(ctx context.Context, body []byte) (*IssuedData, error) 
 	s.Issuer.parseAhead(item, item.Published)
 	err = s.creates.Do(ctx, item)
 	if portal.RefusesValue(err) && !lostRace(err) { // it was tried by itself, or the group would have gone apart
-		err = s.Issuer.reject(ctx, s.Log, item, err)
+		err = s.Issuer.reject(ctx, item, err)
 	}
 	if err != nil {
 		return nil, err

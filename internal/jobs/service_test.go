@@ -244,17 +244,19 @@ func TestServiceRevoke(t *testing.T) {
 		{`{"customer":"cus_x","by":"jo"}`, 2},
 		{`{"campaign":"c1","by":"jo"}`, 3},
 		{`{"campaign":"none","by":"jo"}`, 0},
+		{`{"key_id":8,"by":"jo"}`, 0},
+		{`{"key_id":7,"by":"jo"}`, 1},
 	} {
 		var got RevokeResponse
 		if w.answer(RevokeSubject, []byte(c.body), &got); got.Revoked != c.want {
 			t.Errorf("revoke %s: %d links, want %d", c.body, got.Revoked, c.want)
 		}
 	}
-	if n := w.count(`SELECT count(*) FROM links WHERE revoked_at IS NULL`); n != 1 {
-		t.Errorf("%d links live, want 1", n)
+	if n := w.count(`SELECT count(*) FROM links WHERE revoked_at IS NULL`); n != 0 {
+		t.Errorf("%d links live, want none", n)
 	}
-	if n := w.count(`SELECT count(*) FROM audit_events WHERE kind = 'link.revoked'`); n != 7 {
-		t.Errorf("%d audit rows, want 7", n)
+	if n := w.count(`SELECT count(*) FROM audit_events WHERE kind = 'link.revoked'`); n != 8 {
+		t.Errorf("%d audit rows, want 8", n)
 	}
 }
 
@@ -271,6 +273,9 @@ func TestServiceRevokeRefuses(t *testing.T) {
 		`{"campaign":"c1","custommer":"cus_1","by":"jo"}`,
 		`{"campaign":"c0","campaign":"c1","by":"jo"}`,
 		`{"campaign":1,"by":"jo"}`,
+		`{"key_id":256,"by":"jo"}`,
+		`{"key_id":"7","by":"jo"}`,
+		`{"key_id":7,"campaign":"c1","by":"jo"}`,
 		`{"link_id":"c1","by":"jo"}`,
 		`{"campaign":"c1","by":"jo\u0000"}`,
 		`{"campaign":"c1\u0000","by":"jo"}`,

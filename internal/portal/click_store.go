@@ -331,7 +331,7 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 			WITH want AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS t (click_id, link_id)),
 			free AS (
 				SELECT l.id, w.click_id FROM links l JOIN want w ON w.link_id = l.id
-				WHERE l.revoked_at IS NULL AND l.expires_at > $3 AND l.sessions_reserved = 0
+				WHERE `+RevokedAt+` IS NULL AND l.expires_at > $3 AND l.sessions_reserved = 0
 					AND (l.max_sessions IS NULL OR l.sessions_created < l.max_sessions)
 				FOR UPDATE OF l SKIP LOCKED),
 			reserved AS (

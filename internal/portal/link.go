@@ -65,10 +65,14 @@ type Querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 }
 
+// RevokedAt is the SQL of when a link was revoked, by itself or with its key. A retired key's links are dead from
+// its commit on, while Revoke is still on its way through them.
+const RevokedAt = `coalesce(revoked_at, (SELECT retired_at FROM retired_keys WHERE retired_keys.id = key_id))`
+
 const selectLinks = `SELECT id, request_id, source, coalesce(campaign, ''), stripe_customer, coalesce(stripe_account, ''),
 	session, coalesce(session->>'locale', ''), coalesce(session->'flow_data'->>'type', ''),
 	coalesce(deliver @> '[{"channel": "email"}]', false), metadata, key_id, coalesce(max_sessions, 0), sessions_created, sessions_reserved,
-	created_at, expires_at, revoked_at FROM links WHERE `
+	created_at, expires_at, ` + RevokedAt + ` FROM links WHERE `
 
 // LoadLink reads a link by its id, or returns ErrNoLink.
 func LoadLink(ctx context.Context, db Querier, id uuid.UUID) (*Link, error) {

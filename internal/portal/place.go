@@ -31,10 +31,11 @@ const placeLife = time.Hour
 // SignPlace returns the place of a click of a link, good until end, under the key that signs.
 func (k *Keyring) SignPlace(link, click uuid.UUID, end time.Time) string {
 	var raw [placeRawLen]byte
-	raw[0] = k.signer
+	keys := k.now.Load()
+	raw[0] = keys.signer
 	copy(raw[1:], click[:])
 	binary.BigEndian.PutUint32(raw[17:], uint32(end.Unix()))
-	mac := k.keys[k.signer].places.mac(raw[:placeRawLen-tokenMACLen], link[:])
+	mac := keys.byID[keys.signer].places.mac(raw[:placeRawLen-tokenMACLen], link[:])
 	copy(raw[placeRawLen-tokenMACLen:], mac[:])
 	return base64.RawURLEncoding.EncodeToString(raw[:])
 }
@@ -49,7 +50,7 @@ func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (clic
 	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(place)); err != nil || n != placeRawLen {
 		return uuid.Nil, end, ErrToken
 	}
-	key := k.keys[raw[0]]
+	key := k.now.Load().byID[raw[0]]
 	if key == nil {
 		return uuid.Nil, end, ErrToken
 	}

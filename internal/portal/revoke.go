@@ -12,33 +12,39 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Revocation says which links die, by whom and why. Exactly one of the first four is set. A link,
+// Revocation says which links die, by whom and why. Exactly one of the first five is set. A link,
 // named by its id or its request's, dies with its chain: who takes a link away means what it was
-// renewed to as well, and need not know of it.
+// renewed to as well, and need not know of it. Of a key's links those die that are live: it has signed
+// more than anybody wants to hear of, and what is expired is renewed under another one.
 type Revocation struct {
 	LinkID    string `json:"link_id,omitempty"`
 	RequestID string `json:"request_id,omitempty"`
 	Customer  string `json:"customer,omitempty"`
 	Campaign  string `json:"campaign,omitempty"`
+	KeyID     *byte  `json:"key_id,omitempty"` // 0 is a key's id too
 	By        string `json:"by"`
 	Reason    string `json:"reason,omitempty"`
 }
 
 // ErrRevocation is returned for a revocation that is not complete.
-var ErrRevocation = errors.New("name exactly one of link_id, request_id, customer and campaign, and who revokes in by (reason and by: at most 200 characters)")
+var ErrRevocation = errors.New("name exactly one of link_id, request_id, customer, campaign and key_id, and who revokes in by (reason and by: at most 200 characters)")
 
 // revokeChunk bounds a transaction; a campaign of 100,000 links takes a few hundred.
 const revokeChunk = 500
 
-func (r Revocation) where() (string, any, error) {
+// where is the condition that chooses the links, of which $1 is the argument and $2 the time.
+func (r Revocation) where() (where string, arg any, err error) {
 	set := 0
-	where, arg := "", any(nil)
 	for condition, value := range map[string]string{chainOf("id"): r.LinkID, chainOf("request_id"): r.RequestID,
 		"stripe_customer = $1": r.Customer, "campaign = $1": r.Campaign} {
 		if value != "" {
 			set++
 			where, arg = condition, value
 		}
+	}
+	if r.KeyID != nil {
+		set++
+		where, arg = "key_id = $1 AND expires_at > $2", int16(*r.KeyID)
 	}
 	if set != 1 || r.By == "" || utf8.RuneCountInString(r.By) > 200 || utf8.RuneCountInString(r.Reason) > 200 {
 		return "", nil, ErrRevocation

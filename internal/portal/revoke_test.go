@@ -2,8 +2,11 @@ package portal
 
 import (
 	"errors"
+	"fmt"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -13,8 +16,18 @@ func TestRevokeBySelector(t *testing.T) {
 	b := setup(t)
 	byID, byRequest := b.link(nil), b.link(nil)
 	byCustomer := []*Link{b.link(customer("cus_gone")), b.link(customer("cus_gone"))}
+	b.keys.Replace(parseKeys(t, testKeys+","+otherKey))
+	of := func(key byte, left time.Duration) *Link {
+		return b.link(func(l *Link) { l.KeyID, l.ExpiresAt = key, b.clock.now().Add(left) })
+	}
+	byKey := []*Link{of(0, time.Hour), of(0, time.Second)}
+	expired := of(0, time.Second)
+	if _, err := b.owner.Exec(t.Context(), `UPDATE links SET created_at = created_at - interval '1 hour', expires_at = $2 WHERE id = $1`, expired.ID, b.clock.now()); err != nil {
+		t.Fatal(err)
+	}
+	key := byte(0)
 	byCampaign := []*Link{b.link(func(l *Link) { l.Campaign = "2026-11" }), b.link(func(l *Link) { l.Campaign = "2026-11" })}
-	others := []*Link{b.link(nil), b.link(customer("cus_gone2")), b.link(func(l *Link) { l.Campaign = "2026-1" })}
+	others := []*Link{expired, b.link(nil), b.link(customer("cus_gone2")), b.link(func(l *Link) { l.Campaign = "2026-1" })}
 	for _, c := range []struct {
 		r     Revocation
 		links []*Link
@@ -23,6 +36,7 @@ func TestRevokeBySelector(t *testing.T) {
 		{Revocation{RequestID: byRequest.RequestID}, []*Link{byRequest}},
 		{Revocation{Customer: "cus_gone"}, byCustomer},
 		{Revocation{Campaign: "2026-11"}, byCampaign},
+		{Revocation{KeyID: &key}, byKey},
 	} {
 		c.r.By, c.r.Reason = "jo@example.com", "wrong price"
 		for _, want := range []int{len(c.links), 0} { // the second time there is nothing left to end
@@ -45,7 +59,7 @@ func TestRevokeBySelector(t *testing.T) {
 			t.Errorf("%+v is revoked, too", l)
 		}
 	}
-	if n := b.number(`SELECT count(*) FROM links WHERE revoked_by = 'jo@example.com' AND revoke_reason = 'wrong price'`); n != 6 {
+	if n := b.number(`SELECT count(*) FROM links WHERE revoked_by = 'jo@example.com' AND revoke_reason = 'wrong price'`); n != 8 {
 		t.Errorf("%d rows tell by whom and why", n)
 	}
 	b.checkBooks()
@@ -159,6 +173,8 @@ func TestRevocationErrors(t *testing.T) {
 		"nothing":       {By: "jo"},
 		"nobody":        {Customer: "cus_1"},
 		"two":           {Customer: "cus_1", Campaign: "c", By: "jo"},
+		"two with key":  {Customer: "cus_1", KeyID: new(byte), By: "jo"},
+		"key, nobody":   {KeyID: new(byte)},
 		"all":           {LinkID: uuid.NewString(), RequestID: "r", Customer: "c", Campaign: "c", By: "jo"},
 		"no UUID":       {LinkID: "42", By: "jo"},
 		"long name":     {Customer: "cus_1", By: long},
@@ -177,5 +193,74 @@ func TestRevocationErrors(t *testing.T) {
 	b.pool.Close()
 	if _, err := b.store.Revoke(t.Context(), Revocation{Customer: "cus_1", By: "jo"}); err == nil || errors.Is(err, ErrRevocation) {
 		t.Errorf("the database is away: %v", err)
+	}
+}
+
+// Whichever way a link ends, the next click on every replica is told so: of one that has just given a session, which a
+// second tap would get again for a minute, of one that is used up, and of a page that waits in line.
+func TestRevocationHoldsOnTheNextClickOfEveryReplica(t *testing.T) {
+	t.Parallel()
+	key := byte(0)
+	for way, revoke := range map[string]func(*bundle, *Link) (int, error){
+		"link": func(b *bundle, l *Link) (int, error) {
+			return b.store.Revoke(b.t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"})
+		},
+		"request": func(b *bundle, l *Link) (int, error) {
+			return b.store.Revoke(b.t.Context(), Revocation{RequestID: l.RequestID, By: "jo"})
+		},
+		"customer": func(b *bundle, l *Link) (int, error) {
+			return b.store.Revoke(b.t.Context(), Revocation{Customer: l.Customer, By: "jo"})
+		},
+		"campaign": func(b *bundle, l *Link) (int, error) {
+			return b.store.Revoke(b.t.Context(), Revocation{Campaign: l.Campaign, By: "jo"})
+		},
+		"key": func(b *bundle, _ *Link) (int, error) {
+			return b.store.Revoke(b.t.Context(), Revocation{KeyID: &key, By: "jo"})
+		},
+		"retired key": func(b *bundle, _ *Link) (int, error) { return b.ownerStore().RetireKey(b.t.Context(), key, "jo", "") },
+	} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			b := setup(t)
+			b.keys.Replace(parseKeys(t, testKeys+","+otherKey))
+			replicas := []*httptest.Server{b.http, b.replica(), b.replica()}
+			n := 0
+			link := func(most int) *Link {
+				n++
+				return b.link(func(l *Link) {
+					l.KeyID, l.MaxSessions, l.Campaign, l.Customer = key, most, fmt.Sprint("c", n), fmt.Sprint("cus_", n)
+				})
+			}
+			clicked, usedUp, waiting := link(0), link(1), link(0)
+			for _, l := range []*Link{clicked, usedUp} {
+				b.post(l).want(t, 303, "")
+				b.on(replicas[1], "POST", "/l/"+b.token(l)).want(t, 303, "") // the same session
+			}
+			b.busy("", time.Hour)
+			place, _ := b.post(waiting).place(t)
+			b.busy("", 0)
+			ended := 0
+			for _, l := range []*Link{clicked, usedUp, waiting} {
+				n, err := revoke(b, l)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended += n
+			}
+			if ended != 3 {
+				t.Errorf("%d links ended", ended)
+			}
+			sessions := len(b.sim.Sessions())
+			for _, srv := range replicas {
+				for _, l := range []*Link{clicked, usedUp, waiting} {
+					b.on(srv, "POST", "/l/"+b.token(l)).want(t, 410, pageRevoked)
+					b.on(srv, "GET", "/l/"+b.token(l)).want(t, 410, pageRevoked)
+				}
+				b.on(srv, "GET", place).want(t, 410, pageRevoked)
+			}
+			if n := len(b.sim.Sessions()); n != sessions {
+				t.Errorf("%d sessions were made for links that had ended", n-sessions)
+			}
+		})
 	}
 }

@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 )
@@ -41,11 +44,17 @@ const (
 // check failed: to whoever forges one they all look the same.
 var ErrToken = errors.New("not a valid link token")
 
-// Keyring signs and verifies link tokens. The first key of its list signs; all verify. It is
-// safe for concurrent use, and prints as nothing but its key ids.
-type Keyring struct {
-	signer byte
-	keys   map[byte]*linkKey
+// Keyring signs and verifies link tokens. The first key of its list that is not retired signs; all
+// verify. Its keys may be changed while it is used: each call goes by those of one moment. It is safe
+// for concurrent use, and prints as nothing but its key ids.
+type Keyring struct{ now atomic.Pointer[keySet] }
+
+// keySet is a ring's keys at one moment; nothing in it changes.
+type keySet struct {
+	order   []byte // of LINK_KEYS
+	byID    map[byte]*linkKey
+	retired map[byte]bool // they sign no more; an id stays here for ever, in LINK_KEYS or not
+	signer  byte
 }
 
 // linkKey is what is derived from one key of LINK_KEYS, one key for each purpose.
@@ -65,7 +74,7 @@ func newMACKey(key []byte, info string) (*macKey, error) {
 // ParseKeys reads LINK_KEYS: a comma list of id:base64key, ids 0–255, keys of 32 bytes. Its
 // errors name entries by their place, never by their content.
 func ParseKeys(s string) (*Keyring, error) {
-	ring := &Keyring{keys: map[byte]*linkKey{}}
+	ring := &keySet{byID: map[byte]*linkKey{}}
 	for i, entry := range strings.Split(s, ",") {
 		idText, keyText, ok := strings.Cut(strings.TrimSpace(entry), ":")
 		if !ok {
@@ -79,7 +88,7 @@ func ParseKeys(s string) (*Keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i+1, err)
 		}
-		if ring.keys[byte(id)] != nil {
+		if ring.byID[byte(id)] != nil {
 			return nil, fmt.Errorf("entry %d: the id %d stands twice", i+1, id)
 		}
 		tokens, err := newMACKey(key, tokenKeyInfo)
@@ -90,12 +99,69 @@ func ParseKeys(s string) (*Keyring, error) {
 		if err != nil {
 			return nil, fmt.Errorf("entry %d: %w", i+1, err)
 		}
-		ring.keys[byte(id)] = &linkKey{tokens, places}
-		if i == 0 {
-			ring.signer = byte(id)
+		ring.byID[byte(id)], ring.order = &linkKey{tokens, places}, append(ring.order, byte(id))
+	}
+	k := &Keyring{}
+	k.now.Store(ring.without(nil))
+	return k, nil
+}
+
+// without is the same keys, of which the first that is not retired signs. Where all are, it is the first: the
+// database refuses its links, and the requests wait.
+func (k *keySet) without(retired map[byte]bool) *keySet {
+	next := &keySet{order: k.order, byID: k.byID, retired: retired, signer: k.order[0]}
+	if i := slices.IndexFunc(k.order, func(id byte) bool { return !retired[id] }); i >= 0 {
+		next.signer = k.order[i]
+	}
+	return next
+}
+
+// Replace takes the keys of another ring in place of its own, for every call from now on.
+func (k *Keyring) Replace(by *Keyring) {
+	k.change(func(now *keySet) *keySet { return by.now.Load().without(now.retired) })
+}
+
+// Retire has keys sign no more, and tells whether one is left that does. They still verify: it is the link's row
+// that says what became of it.
+func (k *Keyring) Retire(ids ...byte) (signs bool) {
+	now := k.change(func(now *keySet) *keySet {
+		retired := maps.Clone(now.retired)
+		if retired == nil {
+			retired = map[byte]bool{}
+		}
+		for _, id := range ids {
+			retired[id] = true
+		}
+		return now.without(retired)
+	})
+	return !now.retired[now.signer]
+}
+
+func (k *Keyring) change(f func(*keySet) *keySet) *keySet {
+	for {
+		now := k.now.Load()
+		if next := f(now); k.now.CompareAndSwap(now, next) {
+			return next
 		}
 	}
-	return ring, nil
+}
+
+// IDs are the ids of its keys, in the order of LINK_KEYS.
+func (k *Keyring) IDs() []byte { return slices.Clone(k.now.Load().order) }
+
+// Lost are the ids of an earlier ring's keys whose tokens this one does not verify: the key is gone, or another one
+// has its id.
+func (k *Keyring) Lost(earlier *Keyring) (ids []byte) {
+	for _, id := range earlier.IDs() {
+		token, err := earlier.Sign(id, uuid.Nil)
+		if err == nil {
+			_, err = k.Verify(token)
+		}
+		if err != nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // decodeKey takes base64 in the standard or the URL alphabet, with or without padding.
@@ -117,15 +183,12 @@ func FormatKey(id byte, key [signingKeyLen]byte) string {
 }
 
 // SignerID is the id of the key that signs new links; it is stored with each link.
-func (k *Keyring) SignerID() byte { return k.signer }
-
-// Has tells whether links of this key can be served.
-func (k *Keyring) Has(id byte) bool { return k.keys[id] != nil }
+func (k *Keyring) SignerID() byte { return k.now.Load().signer }
 
 // Sign returns the token of a link under the key whose id the link's row holds, so that every
 // call for ever gives the same token. The error says that the key is not in LINK_KEYS any more.
 func (k *Keyring) Sign(keyID byte, link uuid.UUID) (string, error) {
-	key := k.keys[keyID]
+	key := k.now.Load().byID[keyID]
 	if key == nil {
 		return "", fmt.Errorf("link %s was signed by key %d, which LINK_KEYS lacks", link, keyID)
 	}
@@ -160,7 +223,7 @@ func (k *Keyring) Verify(token string) (uuid.UUID, error) {
 	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(token)); err != nil || n != tokenRawLen {
 		return uuid.Nil, ErrToken
 	}
-	key := k.keys[raw[1]]
+	key := k.now.Load().byID[raw[1]]
 	if raw[0] != tokenVersion || key == nil {
 		return uuid.Nil, ErrToken
 	}
@@ -197,7 +260,8 @@ func leadingToken(s string) string {
 
 // String keeps keys out of logs and panics.
 func (k *Keyring) String() string {
-	return fmt.Sprintf("Keyring(signer %d, %d keys)", k.signer, len(k.keys))
+	now := k.now.Load()
+	return fmt.Sprintf("Keyring(signer %d of %v)", now.signer, now.order)
 }
 
 // GoString is String, for %#v.
