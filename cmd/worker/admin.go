@@ -5,11 +5,10 @@ import (
 	"encoding/json"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
@@ -17,19 +16,32 @@ import (
 	"latchkey/internal/jobs"
 )
 
-// admin is the internal server: health, readiness, metrics, and the HTTP API.
+// admin is the internal server: health, readiness, metrics, and the HTTP API. It is up before the
+// servers that it asks are.
 type admin struct {
-	pool      *pgxpool.Pool
-	nc        *nats.Conn
-	needsNATS bool // clicks do without: events wait in Postgres
-	reg       *prometheus.Registry
-	api       http.Handler // of what lies below /v1/
-	ready     atomic.Bool  // false while starting and while stopping
+	cfg      *Config
+	reg      *prometheus.Registry
+	waits    sync.Map                 // name of a server → why it is waited for
+	backends atomic.Pointer[backends] // nil until open
+	api      http.Handler             // of what lies below /v1/; there once backends is
+	ready    atomic.Bool              // false while starting and while stopping
 }
 
-func newAdmin(cfg *Config, pool *pgxpool.Pool, nc *nats.Conn, reg *prometheus.Registry, service *jobs.Service) *admin {
-	return &admin{pool: pool, nc: nc, needsNATS: cfg.has(roleIntake) || cfg.has(roleJobs), reg: reg,
-		api: api.New(api.Config{Service: service, TrustedProxies: cfg.proxies, Log: service.Log, Metrics: reg})}
+func newAdmin(cfg *Config, reg *prometheus.Registry) *admin { return &admin{cfg: cfg, reg: reg} }
+
+// open lets the API and the readiness ask the servers.
+func (a *admin) open(b *backends, service *jobs.Service) {
+	a.api = api.New(api.Config{Service: service, TrustedProxies: a.cfg.proxies, Log: service.Log, Metrics: a.reg})
+	a.backends.Store(b)
+}
+
+// waitsFor has readyz say why a server is waited for; with nil it is there.
+func (a *admin) waitsFor(server string, why error) {
+	if why == nil {
+		a.waits.Delete(server)
+		return
+	}
+	a.waits.Store(server, "waiting: "+plainly(why))
 }
 
 func (a *admin) server() *http.Server {
@@ -39,7 +51,7 @@ func (a *admin) server() *http.Server {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.reg, promhttp.HandlerOpts{}))
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1/") { // not by mux, which redirects
-			a.api.ServeHTTP(w, r)
+			a.serveAPI(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -48,24 +60,56 @@ func (a *admin) server() *http.Server {
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 }
 
+// serveAPI answers 503 in the first moments of a start, as the API itself does while the database is away.
+func (a *admin) serveAPI(w http.ResponseWriter, r *http.Request) {
+	if a.backends.Load() == nil {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	a.api.ServeHTTP(w, r)
+}
+
 // readyz answers 200, or 503 with what it waits for.
 func (a *admin) readyz(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 	defer cancel()
-	status := map[string]string{"process": "ok", "database": "ok", "nats": "ok"}
-	ok := a.ready.Load()
-	if !ok {
+	status := map[string]string{"process": "ok", "database": a.database(ctx), "nats": a.nats()}
+	// Clicks do without NATS: their events wait in Postgres.
+	ok := a.ready.Load() && status["database"] == "ok" && (status["nats"] == "ok" || !a.cfg.needsNATS())
+	if !a.ready.Load() {
 		status["process"] = "starting or stopping"
-	}
-	if err := a.pool.Ping(ctx); err != nil {
-		ok, status["database"] = false, "no answer"
-	}
-	if !a.nc.IsConnected() {
-		ok, status["nats"] = ok && !a.needsNATS, "not connected"
 	}
 	w.Header().Set("Content-Type", "application/json")
 	if !ok {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(status)
+}
+
+func (a *admin) database(ctx context.Context) string {
+	if why, waits := a.waits.Load("database"); waits {
+		return why.(string)
+	}
+	b := a.backends.Load()
+	if b == nil || !b.checked.Load() {
+		return "not tried yet"
+	}
+	if b.pool.Ping(ctx) != nil {
+		return "no answer"
+	}
+	return "ok"
+}
+
+func (a *admin) nats() string {
+	if why, waits := a.waits.Load("nats"); waits {
+		return why.(string)
+	}
+	switch b := a.backends.Load(); {
+	case b == nil:
+		return "not tried yet"
+	case !b.nats.IsConnected():
+		return "not connected"
+	}
+	return "ok"
 }
