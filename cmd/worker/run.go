@@ -118,7 +118,10 @@ func (b *backends) checkDatabase(ctx context.Context) error {
 		return err
 	}
 	b.checked.Store(true)
-	return errors.Join(pingAs(ctx, b.pool), pingAs(ctx, b.jobPool))
+	if err := pingAs(ctx, b.pool); err != nil {
+		return err
+	}
+	return pingAs(ctx, b.jobPool)
 }
 
 // ensureStreams needs the connection that connectNATS or its reconnecting has made.
@@ -131,7 +134,11 @@ func (b *backends) ensureStreams(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, streamsCheckTime)
 	defer cancel()
-	return jobs.EnsureStreams(ctx, b.jetStream, b.cfg.ManageStreams)
+	err := jobs.EnsureStreams(ctx, b.jetStream, b.cfg.ManageStreams)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("NATS has no JetStream, enable it for the server and the account: %w", err)
+	}
+	return err
 }
 
 func (b *backends) close() {
