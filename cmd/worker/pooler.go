@@ -15,9 +15,10 @@ var errPooled = errors.New("DATABASE_URL leads to a pooler that gives each trans
 // checkSessions refuses a pooler whose sessions don't stay: the worker would run statements under
 // another role and other settings than it set, and notice now and then at most.
 //
-// Such a pooler gives an idle client's session to the next one that asks. So while one client waits between two
-// statements, another begins a transaction: either it gets the first one's session, or the first one finds itself on
-// another. Three rounds see both whether the pooler hands out the session used last or the one idle for longest.
+// Such a pooler gives an idle client's server to whoever asks next. So one client asks for its session again and again,
+// with another client's transaction in between: where the pooler hands out the server used last, the other one gets
+// the first one's; where it hands out the one idle for longest, the first one itself comes to another. Several rounds,
+// because others use the pooler meanwhile.
 func checkSessions(ctx context.Context, pool *pgxpool.Pool) error {
 	first, err := pool.Acquire(ctx)
 	if err != nil {
@@ -45,9 +46,13 @@ func checkSessions(ctx context.Context, pool *pgxpool.Pool) error {
 	return nil
 }
 
+// compareSessions returns errPooled where the first client's session changes, or is the second one's too.
 func compareSessions(ctx context.Context, first, second *pgx.Conn) error {
-	before, err := sessionOf(ctx, first)
+	own, err := sessionOf(ctx, first)
 	if err != nil {
+		return err
+	}
+	if err := wantSession(ctx, first, own, true); err != nil {
 		return err
 	}
 	if _, err := second.Exec(ctx, "BEGIN", pgx.QueryExecModeSimpleProtocol); err != nil {
@@ -56,21 +61,21 @@ func compareSessions(ctx context.Context, first, second *pgx.Conn) error {
 		}
 		return fmt.Errorf("a transaction through the pooler: %w", err)
 	}
-	others, err := sessionOf(ctx, second)
-	if err != nil {
+	if err := wantSession(ctx, second, own, false); err != nil {
 		return err
 	}
-	if others == before {
-		return errPooled
-	}
-	after, err := sessionOf(ctx, first)
-	if err != nil {
+	if err := wantSession(ctx, first, own, true); err != nil {
 		return err
-	}
-	if after != before {
-		return errPooled
 	}
 	_, err = second.Exec(ctx, "ROLLBACK", pgx.QueryExecModeSimpleProtocol)
+	return err
+}
+
+func wantSession(ctx context.Context, conn *pgx.Conn, session uint32, same bool) error {
+	now, err := sessionOf(ctx, conn)
+	if err == nil && (now == session) != same {
+		return errPooled
+	}
 	return err
 }
 
