@@ -199,6 +199,9 @@ func TestStartEndsOverWhatWaitingCantMend(t *testing.T) {
 			c.NATS.URL = otherNATS(t, &server.Options{Username: "worker", Password: "right", JetStream: true}, "worker:wrong@")
 		}},
 		{"NATS without JetStream", "enable it for the server", func(c *Config) { c.NATS.URL = otherNATS(t, &server.Options{}, "") }},
+		{"the schema of the release before", "run 'worker migrate' first", func(*Config) {
+			d.sql(`DELETE FROM latchkey_migrations WHERE version_id = (SELECT max(version_id) FROM latchkey_migrations)`)
+		}},
 	} {
 		t.Run(test.what, func(t *testing.T) {
 			d := *d

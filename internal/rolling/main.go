@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"time"
 
 	"latchkey/internal/stack"
 )
@@ -98,8 +97,6 @@ func findSteps(ctx context.Context) (steps []step, err error) {
 }
 
 func (s step) run(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, fmt.Errorf("not done after five minutes"))
-	defer cancel()
 	dir, err := os.MkdirTemp("", "latchkey-rolling-")
 	if err != nil {
 		return err
