@@ -121,7 +121,7 @@ func (d *deployment) start(ctx context.Context, binary string) (*replica, error)
 }
 
 func (r *replica) isReady() bool {
-	resp, err := http.Get(r.admin + "/readyz")
+	resp, err := browser.Get(r.admin + "/readyz")
 	if err != nil {
 		return false
 	}

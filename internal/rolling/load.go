@@ -40,7 +40,7 @@ type load struct {
 	links  []*jobs.IssuedData
 }
 
-// begin returns with the load under way. It takes no part in it that the context's end does not end.
+// begin returns with the load under way. What is asked for when ctx ends is asked to its end.
 func (d *deployment) begin(ctx context.Context) *load {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &load{d: d, stop: cancel}

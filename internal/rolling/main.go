@@ -113,11 +113,11 @@ func (s step) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer func() { _ = stack.RemovePostgres(filepath.Join(dir, "pg")) }() // run by root, its data may lie elsewhere
 	d, err := deploy(ctx, dir)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = stack.RemovePostgres(filepath.Join(dir, "pg")) }()
 	defer d.stop()
 	fmt.Printf("%s: from %s to %s\n", s.migration, describe(ctx, s.before), describe(ctx, s.after))
 	return d.replace(ctx, before, after)
