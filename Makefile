@@ -2,7 +2,7 @@
 
 FUZZTIME ?= 30000x
 
-.PHONY: build test lint fuzz bench
+.PHONY: build test lint fuzz bench rolling
 
 build: ## both binaries, static, into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/ ./cmd/worker ./cmd/enqueue
@@ -24,6 +24,9 @@ fuzz:
 			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg; \
 		done; \
 	done
+
+rolling: ## one release replaced by the next under load, for each migration; needs the history of git
+	go run ./internal/rolling
 
 bench: ## writes docs/performance.md; a part alone: go run ./internal/bench -only stampede -docs docs
 	go run ./internal/bench -docs docs

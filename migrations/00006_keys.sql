@@ -10,12 +10,6 @@ CREATE TABLE retired_keys (
     CONSTRAINT retired_keys_id_range CHECK (id BETWEEN 0 AND 255)
 );
 
--- How many live links a key has, until when, and how many it signed in all, without a look at the table. Links
--- of one commit mostly expire together, so Postgres keeps their entries as one.
--- It locks links against writes, about a second for each million of links. Whoever can't have that makes the
--- same index CONCURRENTLY before (docs/operating.md).
-CREATE INDEX IF NOT EXISTS links_key_idx ON links (key_id, revoked_at, expires_at);
-
 -- No link is made under a retired key, whatever binary makes it. The lock is held to the commit, and who
 -- retires the key takes it alone: so a link is there, to be revoked, before the key is retired, or is refused.
 -- After the statement, once for all of its rows: a foreign key would look once for each.
@@ -47,5 +41,4 @@ GRANT SELECT ON retired_keys TO latchkey_app;
 -- +goose Down
 DROP TRIGGER links_key_not_retired ON links;
 DROP FUNCTION links_key_not_retired();
-DROP INDEX links_key_idx;
 DROP TABLE retired_keys;

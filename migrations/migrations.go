@@ -6,7 +6,7 @@
 // operators may run Up at once, and each finds either nothing or all of it to do.
 //
 // Code of one release runs before and after each migration: a file here only adds, or removes
-// what the release before it stopped using.
+// what the release before it stopped using. 'make rolling' tries it.
 package migrations
 
 import (

@@ -147,7 +147,7 @@ func TestWorkerRunsUnderItsRole(t *testing.T) {
 	if err := pool.QueryRow(t.Context(), `SELECT current_user`).Scan(&user); err != nil || user != "latchkey_app" {
 		t.Errorf("role %q, %v", user, err)
 	}
-	jobPool, err := openJobPool(t.Context(), d.database)
+	jobPool, err := newJobPool(d.database, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

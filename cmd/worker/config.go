@@ -77,6 +77,9 @@ const (
 
 func (c *Config) has(role string) bool { return slices.Contains(c.Roles, role) }
 
+// needsNATS is false of clicks alone: their events wait in Postgres.
+func (c *Config) needsNATS() bool { return c.has(roleIntake) || c.has(roleJobs) }
+
 // loadConfig reads the whole configuration and reports all that is wrong with it at once.
 func loadConfig() (*Config, error) {
 	c := &Config{}

@@ -94,11 +94,21 @@ func deploy(t *testing.T) *deployment {
 type instance struct {
 	click, admin string // origins
 	log          *logBuffer
+	ready        chan struct{} // closed once it is up
+	ended        chan error
 	stop         func() error
 }
 
 // start runs a worker on free ports until the test ends or stop is called.
 func (d *deployment) start(change ...func(*Config)) *instance {
+	d.t.Helper()
+	in := d.launch(change...)
+	in.untilReady(d.t)
+	return in
+}
+
+// launch is start without the wait for ready.
+func (d *deployment) launch(change ...func(*Config)) *instance {
 	d.t.Helper()
 	listen := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -119,24 +129,27 @@ func (d *deployment) start(change ...func(*Config)) *instance {
 	if cfg.validate(&problems); len(problems) > 0 {
 		d.t.Fatal(problems)
 	}
-	in := &instance{click: cfg.LinkBaseURL, admin: "http://" + l.admin.Addr().String(), log: &logBuffer{}}
+	in := &instance{click: cfg.LinkBaseURL, admin: "http://" + l.admin.Addr().String(), log: &logBuffer{}, ready: make(chan struct{}), ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
-	ready, ended := make(chan struct{}), make(chan error, 1)
 	log := slog.New(slog.NewJSONHandler(in.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	go func() { ended <- run(ctx, cfg, log, l, func() { close(ready) }) }()
-	in.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+	go func() { in.ended <- run(ctx, cfg, log, l, func() { close(in.ready) }) }()
+	in.stop = sync.OnceValue(func() error { cancel(); return <-in.ended })
 	d.t.Cleanup(func() {
 		if err := in.stop(); err != nil {
 			d.t.Errorf("the worker did not stop cleanly: %v", err)
 		}
 	})
-	select {
-	case <-ready:
-	case err := <-ended:
-		ended <- err
-		d.t.Fatalf("the worker did not start: %v", err)
-	}
 	return in
+}
+
+func (in *instance) untilReady(t *testing.T) {
+	t.Helper()
+	select {
+	case <-in.ready:
+	case err := <-in.ended:
+		in.ended <- err
+		t.Fatalf("the worker did not start: %v", err)
+	}
 }
 
 // logBuffer keeps what a worker logs.

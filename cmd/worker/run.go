@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -78,18 +79,28 @@ func listen(cfg *Config) (l listeners, err error) {
 
 // backends are the connections that the roles share.
 type backends struct {
+	cfg           *Config
 	pool, jobPool *pgxpool.Pool
+	checked       atomic.Bool // the schema is right, and the sessions stay: the pools may connect
 	nats          *nats.Conn
 	jetStream     jetstream.JetStream
 }
 
-// connect opens them, and sees to the streams. After an error close still closes what is open.
-func connect(ctx context.Context, cfg *Config, log *slog.Logger) (b *backends, err error) {
-	b = &backends{}
-	if b.pool, err = openPool(ctx, cfg.DatabaseURL); err != nil {
+// connect opens what needs no server to be there: the pools give out connections after checkDatabase,
+// and NATS is tried once and after that in the background. After an error close still closes what is
+// open.
+func connect(cfg *Config, log *slog.Logger) (b *backends, err error) {
+	b = &backends{cfg: cfg}
+	gate := func(context.Context, *pgx.ConnConfig) error {
+		if !b.checked.Load() {
+			return errUnchecked
+		}
+		return nil
+	}
+	if b.pool, err = newPool(cfg.DatabaseURL, gate); err != nil {
 		return b, err
 	}
-	if b.jobPool, err = openJobPool(ctx, cfg.DatabaseURL); err != nil {
+	if b.jobPool, err = newJobPool(cfg.DatabaseURL, gate); err != nil {
 		return b, err
 	}
 	if b.nats, err = connectNATS(cfg, log); err != nil {
@@ -104,7 +115,38 @@ func connect(ctx context.Context, cfg *Config, log *slog.Logger) (b *backends, e
 	if b.jetStream, err = jetstream.New(b.nats, jetstream.WithPublishAsyncTimeout(publishAckTimeout)); err != nil {
 		return b, fmt.Errorf("JetStream: %w", err)
 	}
-	return b, jobs.EnsureStreams(ctx, b.jetStream, cfg.ManageStreams)
+	return b, nil
+}
+
+// checkDatabase opens the pools' gate once the database is one that this worker may use.
+func (b *backends) checkDatabase(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, databaseCheckTime)
+	defer cancel()
+	if err := checkSchema(ctx, b.cfg.DatabaseURL); err != nil {
+		return err
+	}
+	b.checked.Store(true)
+	if err := pingAs(ctx, b.pool); err != nil {
+		return err
+	}
+	return pingAs(ctx, b.jobPool)
+}
+
+// ensureStreams needs the connection that connectNATS or its reconnecting has made.
+func (b *backends) ensureStreams(ctx context.Context) error {
+	if b.nats.IsClosed() {
+		return fmt.Errorf("NATS refuses this worker, are the user in NATS_URL and NATS_CREDS right? %w", b.nats.LastError())
+	}
+	if !b.nats.IsConnected() {
+		return nats.ErrNoServers
+	}
+	ctx, cancel := context.WithTimeout(ctx, streamsCheckTime)
+	defer cancel()
+	err := jobs.EnsureStreams(ctx, b.jetStream, b.cfg.ManageStreams)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("NATS has no JetStream, enable it for the server and the account: %w", err)
+	}
+	return err
 }
 
 func (b *backends) close() {
@@ -177,7 +219,14 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	tuneGC()
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	b, err := connect(ctx, cfg, log)
+	up, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	r := &running{log: log, fail: fail}
+	admin := newAdmin(cfg, reg)
+	adminServer := admin.server()
+	defer func() { _ = adminServer.Close() }() // where the start ends early
+	r.serve("internal server", adminServer, l.admin)
+	b, err := connect(cfg, log)
 	defer b.close()
 	if err != nil {
 		return err
@@ -188,41 +237,29 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	}
 	defer role.close()
 
-	r := &running{log: log, failed: make(chan error, 8)}
 	service := jobs.NewService(role.issuer, role.store, log)
 	service.Preflight = &portal.Preflight{Stripe: role.stripe, Reads: role.reads}
-	admin := newAdmin(cfg, b.pool, b.nats, reg, service)
-	adminServer := admin.server()
-	r.serve("internal server", adminServer, l.admin)
+	admin.open(b, service)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	if cfg.keysFile != "" {
 		r.start("keys", func() error { watchKeys(intakeCtx, cfg, b.pool, keysEvery, log); return nil })
 	}
-	if cfg.has(roleIntake) {
-		intake := jobs.NewIntake(b.jetStream, role.issuer, log, reg)
-		intake.Room = role.river.Room
-		r.start("intake", func() error { return intake.Run(intakeCtx) })
-		up := make(chan struct{})
-		r.start("micro service", func() error { return service.Serve(intakeCtx, b.nats, cli.Version, func() { close(up) }) })
-		r.await(ctx, up)
-	}
-	if cfg.has(roleJobs) {
-		if err := role.river.Start(context.WithoutCancel(ctx)); err != nil {
-			return fmt.Errorf("start the jobs: %w", err)
+	s := &starting{cfg: cfg, log: log, admin: admin, backends: b, role: role, running: r,
+		clicks: role.click.HTTPServer(), public: l.public}
+	cause := s.start(up)
+	if cause == nil {
+		s.startIntake(up, intakeCtx, service, reg)
+		admin.ready.Store(true)
+		log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())
+		if ready != nil {
+			ready()
 		}
 	}
-	clickServer := role.click.HTTPServer()
-	if cfg.has(roleClick) {
-		r.serve("click server", clickServer, role.click.Listener(l.public))
-	}
-	admin.ready.Store(true)
-	log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())
-	if ready != nil {
-		ready()
+	if cause == nil || up.Err() != nil { // that, and not what was interrupted by it
+		cause = r.untilDone(up)
 	}
 
-	cause := r.untilDone(ctx)
 	admin.ready.Store(false)
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
@@ -232,7 +269,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	// worker's.
 	jobsStopped := make(chan error, 1)
 	go func() { jobsStopped <- role.river.Stop(stopCtx) }()
-	err = errors.Join(cause, clickServer.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
+	err = errors.Join(cause, s.clicks.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")
 	}
@@ -268,18 +305,26 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	return openAppPool(ctx, url, func(*pgxpool.Config) {}, portal.PlannerSettings)
 }
 
-// openJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
+// connectGate is asked before a pool opens a connection.
+type connectGate func(context.Context, *pgx.ConnConfig) error
+
+func newPool(url string, gate connectGate) (*pgxpool.Pool, error) {
+	return newAppPool(url, func(cfg *pgxpool.Config) { cfg.BeforeConnect = gate }, portal.PlannerSettings)
+}
+
+// newJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
 // may lose the last moment of these, and then a job runs again, as it may at any time; so they
 // don't wait for the disk, which clicks and intake need. Jobs are inserted by the transactions that
 // they belong to, which do.
-func openJobPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
-	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { cfg.MaxConns = min(cfg.MaxConns, jobPoolSize) },
+func newJobPool(url string, gate connectGate) (*pgxpool.Pool, error) {
+	return newAppPool(url, func(cfg *pgxpool.Config) { cfg.MaxConns, cfg.BeforeConnect = min(cfg.MaxConns, jobPoolSize), gate },
 		map[string]string{"synchronous_commit": "off", "lock_timeout": "'5s'"}) // nobody's row may stop the publishing
 }
 
-// openAppPool opens a pool under the worker's role, with settings for each session. They are SET,
-// because PgBouncer refuses a connection that begins with a parameter it does not know.
-func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config), settings map[string]string) (*pgxpool.Pool, error) {
+// newAppPool makes a pool under the worker's role, with settings for each session, which connects when
+// it is used. They are SET, because PgBouncer refuses a connection that begins with a parameter it does
+// not know.
+func newAppPool(url string, change func(*pgxpool.Config), settings map[string]string) (*pgxpool.Pool, error) {
 	cfg, err := poolConfig(url)
 	if err != nil {
 		return nil, err
@@ -295,15 +340,35 @@ func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config), 
 		_, err := conn.Exec(ctx, set)
 		return err
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	pool, err := pgxpool.NewWithConfig(context.Background(), cfg) // it dials nothing: there is no least number
 	if err != nil {
 		return nil, fmt.Errorf("database: %w", redactURL(err))
 	}
-	if err := pool.Ping(ctx); err != nil {
+	return pool, nil
+}
+
+// openAppPool makes one that has connected, so that a missing role is told now.
+func openAppPool(ctx context.Context, url string, change func(*pgxpool.Config), settings map[string]string) (*pgxpool.Pool, error) {
+	pool, err := newAppPool(url, change, settings)
+	if err != nil {
+		return nil, err
+	}
+	if err := pingAs(ctx, pool); err != nil {
 		pool.Close()
-		return nil, fmt.Errorf("the database user can't take the role %s; run 'GRANT %s TO <user>' or 'worker migrate': %w", migrations.AppRole, migrations.AppRole, redactURL(err))
+		return nil, err
 	}
 	return pool, nil
+}
+
+func pingAs(ctx context.Context, pool *pgxpool.Pool) error {
+	err := pool.Ping(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case databaseAway(err):
+		return fmt.Errorf("no connection to the database: %w", redactURL(err))
+	}
+	return fmt.Errorf("the database user can't take the role %s; run 'GRANT %s TO <user>' or 'worker migrate': %w", migrations.AppRole, migrations.AppRole, redactURL(err))
 }
 
 func checkSchema(ctx context.Context, url string) error {
@@ -333,6 +398,10 @@ func plainPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 		pool.Close()
 		return nil, fmt.Errorf("no connection to the database, is DATABASE_URL right and the server up? %w", redactURL(err))
 	}
+	if err := checkSessions(ctx, pool); err != nil {
+		pool.Close()
+		return nil, err
+	}
 	return pool, nil
 }
 
@@ -361,14 +430,28 @@ func redactURL(err error) error {
 	case strings.Contains(err.Error(), "server refused TLS connection"): // pgconn has no value for it
 		return errors.New("the server of DATABASE_URL offers no TLS; switch it on there, or write sslmode=disable into DATABASE_URL where nobody else is on the network between")
 	}
-	if text := err.Error(); strings.Contains(text, "\n") { // one attempt a line
-		return errors.New(strings.Join(strings.Fields(text), " "))
-	}
-	return err
+	return oneLine{err}
 }
 
+// oneLine is an error whose text has an attempt to connect on each line, with its causes kept.
+type oneLine struct{ error }
+
+func (e oneLine) Error() string { return strings.Join(strings.Fields(e.error.Error()), " ") }
+func (e oneLine) Unwrap() error { return e.error }
+
+// connectNATS tries once, to tell what waiting can't mend, and leaves a server that is away to the
+// client's reconnecting.
 func connectNATS(cfg *Config, log *slog.Logger) (*nats.Conn, error) {
-	return cfg.NATS.Connect("latchkey worker",
+	nc, err := dialNATS(cfg, log)
+	if !natsAway(err) {
+		return nc, err
+	}
+	log.Warn("NATS is away; the start goes on without, and what needs it starts when it is there", "error", err)
+	return dialNATS(cfg, log, nats.RetryOnFailedConnect(true))
+}
+
+func dialNATS(cfg *Config, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+	return cfg.NATS.Connect("latchkey worker", append(more,
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("the connection to NATS is lost; reconnecting", "error", err)
@@ -381,7 +464,7 @@ func connectNATS(cfg *Config, log *slog.Logger) (*nats.Conn, error) {
 				subject = sub.Subject
 			}
 			log.Warn("NATS", "subject", subject, "error", err)
-		}))
+		}))...)
 }
 
 // closePool closes it, but does not wait for ever for a session that waits for the database: the
@@ -395,29 +478,34 @@ func closePool(pool *pgxpool.Pool) {
 	}
 }
 
-// running keeps the parts that were started; the first that ends by an error ends the service.
+// running keeps the parts that were started; the first that ends by an error ends the service: fail
+// cancels the context that the start and untilDone go by.
 type running struct {
-	log    *slog.Logger
-	parts  sync.WaitGroup
-	failed chan error
+	log   *slog.Logger
+	parts sync.WaitGroup
+	fail  context.CancelCauseFunc
 }
+
+// partError is the cause of the end of a service that was not asked to stop.
+type partError struct{ error }
+
+func (e partError) Unwrap() error { return e.error }
 
 // untilDone returns nil when the stop is asked for, or the error of a part that failed.
 func (r *running) untilDone(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		r.log.Info("stopping")
-		return nil
-	case err := <-r.failed:
-		r.log.Error("a part failed; stopping", "error", err)
-		return err
+	<-ctx.Done()
+	if failed, ok := errors.AsType[partError](context.Cause(ctx)); ok {
+		r.log.Error("a part failed; stopping", "error", failed)
+		return failed
 	}
+	r.log.Info("stopping")
+	return nil
 }
 
 func (r *running) start(name string, f func() error) {
 	r.parts.Go(func() {
 		if err := f(); err != nil {
-			r.failed <- fmt.Errorf("%s: %w", name, err)
+			r.fail(partError{fmt.Errorf("%s: %w", name, err)})
 		}
 	})
 }
@@ -427,8 +515,6 @@ func (r *running) await(ctx context.Context, up <-chan struct{}) {
 	select {
 	case <-up:
 	case <-ctx.Done():
-	case err := <-r.failed:
-		r.failed <- err // untilDone's
 	}
 }
 

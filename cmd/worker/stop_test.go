@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -72,6 +74,105 @@ func TestSIGTERMDuringLoad(t *testing.T) {
 	want := int(sent.Load()) + len(links)
 	d.until("every request to become a link", func() bool { return d.number(`SELECT count(*) FROM links`) == want })
 	d.eventIDs(t.Context(), d.number(`SELECT count(*) FROM audit_events WHERE kind NOT IN ('click.started', 'click.denied')`))
+}
+
+// Two replicas are replaced one by one while requests, creates and presses stream in: no request is lost or doubled, and
+// behind a load balancer that goes by readyz and passes refused connections on, every press comes to the portal.
+func TestReplicasAreReplacedUnderLoad(t *testing.T) {
+	t.Parallel()
+	d := deploy(t)
+	fleet := &fleet{}
+	replicas := []*instance{d.start(), d.start()}
+	fleet.set(replicas)
+	link := make([]string, 10)
+	for i := range link {
+		link[i] = tokenOf(d.link(request(fmt.Sprintf("clicked-%d", i))).URL)
+	}
+	ctx, stopLoad := context.WithCancel(t.Context())
+	defer stopLoad()
+	var load sync.WaitGroup
+	var sent, created, pressed atomic.Int64
+	load.Go(func() {
+		for ; ctx.Err() == nil; sent.Add(1) {
+			if _, err := d.producer.Send(t.Context(), d.message(request(fmt.Sprintf("sent-%d", sent.Load())))); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	load.Go(func() {
+		for ; ctx.Err() == nil; created.Add(1) {
+			m := d.message(request(fmt.Sprintf("created-%d", created.Load())))
+			_, err := d.producer.Create(t.Context(), m)
+			for err != nil && t.Context().Err() == nil { // as a producer does
+				_, err = d.producer.Create(t.Context(), m)
+			}
+		}
+	})
+	load.Go(func() {
+		for ; ctx.Err() == nil; pressed.Add(1) {
+			if status, err := fleet.press(t.Context(), "/l/"+link[pressed.Load()%10]); err != nil || status != http.StatusSeeOther {
+				t.Errorf("a press: %d %v", status, err)
+				return
+			}
+		}
+	})
+	more := func() {
+		s, c, p := sent.Load()+30, created.Load()+10, pressed.Load()+10
+		d.until("more of each load", func() bool {
+			return t.Failed() || sent.Load() >= s && created.Load() >= c && pressed.Load() >= p
+		})
+	}
+	more()
+	for i := range replicas {
+		if err := replicas[i].stop(); err != nil {
+			t.Fatal(err)
+		}
+		more()
+		replicas[i] = d.start()
+		fleet.set(replicas)
+		more()
+	}
+	stopLoad()
+	load.Wait()
+	want := int(sent.Load()+created.Load()) + len(link)
+	d.until("every request to become a link", func() bool { return d.number(`SELECT count(*) FROM links`) == want })
+	if n := d.number(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued'`); n != want {
+		t.Errorf("%d link.issued for %d links", n, want)
+	}
+	if n := d.number(`SELECT count(*) FROM clicks WHERE outcome IS DISTINCT FROM 'created'`); n != 0 {
+		t.Errorf("%d clicks without a session", n)
+	}
+}
+
+// fleet is a load balancer.
+type fleet struct {
+	mu       sync.Mutex
+	replicas []*instance
+}
+
+func (f *fleet) set(replicas []*instance) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.replicas = slices.Clone(replicas)
+}
+
+// press goes to the first replica that says that it is ready and takes the connection.
+func (f *fleet) press(ctx context.Context, path string) (status int, err error) {
+	f.mu.Lock()
+	replicas := f.replicas
+	f.mu.Unlock()
+	err = errors.New("no replica is ready")
+	for _, r := range replicas {
+		if ready, _, _, down := do(ctx, http.MethodGet, r.admin+"/readyz"); down != nil || ready != http.StatusOK {
+			continue
+		}
+		status, _, _, err = do(ctx, http.MethodPost, r.click+path)
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ECONNRESET) {
+			return status, err
+		}
+	}
+	return status, err
 }
 
 // A hanging Stripe does not hold up the stop: the call is cut and the click's outcome written.

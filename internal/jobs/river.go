@@ -103,8 +103,8 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	river.AddWorker(workers, &sealWorker{sealer: &audit.Sealer{Pool: cfg.Pool, Publish: r.Publish, Now: cfg.Now}, log: cfg.Log, metrics: m})
 	river.AddWorker(workers, &ageWorker{pool: cfg.JobPool, retention: cfg.Retention, now: cfg.Now, log: cfg.Log})
 	client, err := river.NewClient(riverpgxv5.New(cfg.JobPool), &river.Config{
-		Queues:  queues(cfg),
-		Workers: workers,
+		Queues:                      queues(cfg),
+		Workers:                     workers,
 		PeriodicJobs:                []*river.PeriodicJob{every(sweepEvery, SweepArgs{}), every(sealEvery, SealArgs{}), every(ageEvery, AgeArgs{})},
 		FetchCooldown:               fetchCooldown, // the client's, not the queue's: inserting goes by it when it notifies
 		CompletedJobRetentionPeriod: completedJobsKept,

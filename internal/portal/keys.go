@@ -94,8 +94,8 @@ type KeyUse struct {
 	Reason      string     `json:"reason,omitempty"`
 }
 
-// KeyUses tells of each key that signed a link or was retired, by id. It reads all of an index, a few milliseconds
-// for each ten thousand links, and nothing of the table once that was vacuumed.
+// KeyUses tells of each key that signed a link or was retired, by id. It reads all links, some seconds for millions: an
+// index for it would cost each new link more than this is worth.
 func KeyUses(ctx context.Context, db Querier, now time.Time) ([]KeyUse, error) {
 	rows, err := db.Query(ctx, `
 		SELECT coalesce(l.key_id, r.id), coalesce(l.live, 0), l.last_expires, coalesce(l.issued, 0),

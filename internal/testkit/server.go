@@ -45,16 +45,16 @@ func startPostgres(settings map[string]string) (*stack.Postgres, string, error) 
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, "", err
 	}
-	pg, err := stack.StartPostgres(ctx, stack.PostgresConfig{
-		Dir:      filepath.Join(dir, "pg"),
-		BinDir:   bin,
-		Template: filepath.Join(os.TempDir(), "latchkey-clusters-"+strconv.Itoa(os.Getuid())),
-		Settings: settings,
-	})
+	pg, err := stack.StartPostgres(ctx, clusterConfig(filepath.Join(dir, "pg"), bin))
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(dir))
 	}
 	return pg, dir, nil
+}
+
+func clusterConfig(dir, bin string) stack.PostgresConfig {
+	return stack.PostgresConfig{Dir: dir, BinDir: bin, Settings: settings,
+		Template: filepath.Join(os.TempDir(), "latchkey-clusters-"+strconv.Itoa(os.Getuid()))}
 }
 
 // sweep removes the folders of test processes that were killed. One that is still

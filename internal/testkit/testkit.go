@@ -184,3 +184,23 @@ func NATS(t testing.TB) (url string) {
 	})
 	return ns.URL()
 }
+
+// Cluster starts a Postgres of the test's own in dir, for tests that start and stop one or need a second
+// cluster. With a dir that had one before, it goes on with its data, at the same URL.
+func Cluster(t testing.TB, dir string) *stack.Postgres {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	pg, err := stack.StartPostgres(ctx, clusterConfig(dir, ""))
+	if err != nil {
+		t.Fatalf("testkit: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := errors.Join(pg.Stop(ctx), stack.RemovePostgres(dir)); err != nil {
+			t.Errorf("testkit: %v", err)
+		}
+	})
+	return pg
+}
