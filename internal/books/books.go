@@ -46,18 +46,21 @@ type Books struct {
 func AwaitRest(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, nudge func() error) error {
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		busy, err := underWay(ctx, db, js)
-		if err != nil || busy == "" {
+	for busy := "a question"; ; {
+		now, err := underWay(ctx, db, js)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("no rest: %s: %w", busy, ctx.Err())
+		case err != nil || now == "":
 			return err
 		}
+		busy = now
 		if err := nudge(); err != nil {
 			return err
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("no rest: %s: %w", busy, ctx.Err())
 		}
 	}
 }
@@ -65,7 +68,7 @@ func AwaitRest(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, nu
 // underWay names something that is; empty = nothing.
 func underWay(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) (string, error) {
 	for about, sql := range map[string]string{
-		"a job":   `SELECT count(*) FROM river_job WHERE state NOT IN ('completed', 'cancelled', 'discarded')`,
+		"a job":   `SELECT count(*) FROM river_job WHERE state NOT IN ('completed', 'cancelled', 'discarded') AND kind <> 'sweep'`,
 		"a click": `SELECT count(*) FROM clicks WHERE outcome IS NULL`,
 	} {
 		var n int
