@@ -167,7 +167,7 @@ func (b *Books) checkSessions(ctx context.Context) error {
 	for _, s := range b.Sessions {
 		made[s.ID] = true
 		if click := strings.TrimPrefix(s.IdempotencyKey, "latchkey_click_"); !slices.Contains(clicks, click) {
-			all = append(all, fmt.Errorf("Stripe's session %s was made for a click %q that is none", s.ID, click))
+			all = append(all, fmt.Errorf("session %s was made for a click %q that is none", s.ID, click))
 		}
 	}
 	for _, id := range created {
