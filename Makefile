@@ -2,7 +2,7 @@
 
 FUZZTIME ?= 30000x
 
-.PHONY: build test lint fuzz bench
+.PHONY: build test lint fuzz bench faults
 
 build: ## both binaries, static, into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/ ./cmd/worker ./cmd/enqueue
@@ -27,3 +27,6 @@ fuzz:
 
 bench: ## writes docs/performance.md; a part alone: go run ./internal/bench -only stampede -docs docs
 	go run ./internal/bench -docs docs
+
+faults: ## writes docs/reliability.md; one run: go run ./internal/fault -seed 17
+	go run ./internal/fault -seeds 1-200 -docs docs

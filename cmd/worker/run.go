@@ -258,8 +258,8 @@ func openPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 
 // openJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
 // may lose the last moment of these, and then a job runs again, as it may at any time; so they
-// don't wait for the disk, which clicks and intake need. Jobs are inserted by the transactions that
-// they belong to, which do.
+// don't wait for the disk, which clicks and intake need. What a job leaves behind does (durable in
+// internal/jobs), and jobs are inserted by the transactions that they belong to, which do too.
 func openJobPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
 	return openAppPool(ctx, url, func(cfg *pgxpool.Config) { cfg.MaxConns = min(cfg.MaxConns, jobPoolSize) },
 		map[string]string{"synchronous_commit": "off", "lock_timeout": "'5s'"}) // nobody's row may stop the publishing

@@ -25,6 +25,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -215,21 +216,20 @@ func (d *deployment) through(ctx context.Context, say func(string, ...any)) ([]s
 // strikeAll makes the plan's faults and lifts them, and returns when all are lifted.
 func (d *deployment) strikeAll(ctx context.Context, say func(string, ...any)) error {
 	began := time.Now()
+	struck := map[string]*sync.Mutex{} // what recovers more slowly than the plan thought is not struck before it is there again
 	ends := make(chan error, len(d.plan.faults))
 	for _, in := range d.plan.faults {
-		pause(ctx, in.at-time.Since(began))
-		lift, err := in.kind.strike(ctx, d, in)
-		if err != nil {
-			return fmt.Errorf("%s: %w", in.kind.name, err)
+		if struck[in.subject()] == nil {
+			struck[in.subject()] = &sync.Mutex{}
 		}
-		say("%5.1f s  %s", time.Since(began).Seconds(), in.kind.name)
+		subject := struck[in.subject()]
 		go func() {
-			pause(ctx, in.for_)
-			err := lift()
+			pause(ctx, in.at-time.Since(began))
+			subject.Lock()
+			defer subject.Unlock()
+			say("%5.1f s  %s", time.Since(began).Seconds(), in.kind.name)
+			err := d.strike(ctx, in)
 			say("%5.1f s  over: %s", time.Since(began).Seconds(), in.kind.name)
-			if err != nil {
-				err = fmt.Errorf("end of %s: %w", in.kind.name, err)
-			}
 			ends <- err
 		}()
 	}
@@ -238,6 +238,18 @@ func (d *deployment) strikeAll(ctx context.Context, say func(string, ...any)) er
 		err = errors.Join(err, <-ends)
 	}
 	return err
+}
+
+func (d *deployment) strike(ctx context.Context, in injection) error {
+	lift, err := in.kind.strike(ctx, d, in)
+	if err == nil {
+		pause(ctx, in.for_)
+		err = lift()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", in.kind.name, err)
+	}
+	return nil
 }
 
 // count adds a run to the tallies.

@@ -16,8 +16,9 @@ const (
 	ageJobs   = `UPDATE river_job SET attempted_at = attempted_at - interval '1 hour' WHERE state = 'running'`
 	ageClicks = `UPDATE clicks SET started_at = started_at - interval '1 hour', asked_at = asked_at - interval '1 hour', kept_until = kept_until - interval '1 hour',
 		open_until = open_until - interval '1 hour' WHERE outcome IS NULL`
-	// ageDue is what is to be tried again later, or published by its job because its process died.
-	ageDue = `UPDATE river_job SET state = 'available', scheduled_at = now() - interval '1 hour' WHERE state IN ('scheduled', 'retryable')`
+	// ageDue is what is to be tried again later, published by its job because its process died, or due by a clock that was ahead.
+	ageDue = `UPDATE river_job SET state = 'available', scheduled_at = now() - interval '1 hour'
+		WHERE state IN ('scheduled', 'retryable') OR state = 'available' AND scheduled_at > now()`
 	// ageLeader: a dead leader's term ends.
 	ageLeader = `UPDATE river_leader SET expires_at = now() - interval '1 hour'`
 )

@@ -143,6 +143,9 @@ func (r *result) Injected() (n int) {
 	return n
 }
 
+// Minutes is how long the runs took.
+func (r *result) Minutes() int { return int(r.Seconds+59) / 60 }
+
 // seeds lists seeds, runs of them as from-to.
 func seeds(all []uint64) string {
 	all = slices.Sorted(slices.Values(all))
