@@ -228,3 +228,34 @@ func TestKeep(t *testing.T) {
 		t.Errorf("%+v, %v", got.Runs, err)
 	}
 }
+
+func TestGrowth(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		value func(minute float64) float64
+		grows bool
+	}{
+		"flat":                    {func(float64) float64 { return 50 }, false},
+		"a leak":                  {func(m float64) float64 { return 50 + m }, true},
+		"a leak that wavers":      {func(m float64) float64 { return 50 + m + 5*float64(int(m)%2) }, true},
+		"it wavers":               {func(m float64) float64 { return 50 + 30*float64(int(m)%2) }, false},
+		"it fell":                 {func(m float64) float64 { return 90 - m }, false},
+		"it filled up, then flat": {func(m float64) float64 { return 50 * min(1, m/14) }, false},
+	} {
+		r := &soakResult{Seconds: 3600}
+		for minute := 0.0; minute < 60; minute++ {
+			values := make([]float64, len(figureNames))
+			values[0] = c.value(minute)
+			for i := range values[1:] {
+				values[i+1] = 1
+			}
+			r.add(time.Duration(minute)*time.Minute, values)
+		}
+		if grown := r.judge(); len(grown) > 0 != c.grows {
+			t.Errorf("%s: %q grow, by %.1f %%", name, grown, r.Figures[0].Growth)
+		}
+		if svg, err := r.plot(); err != nil || !bytes.Contains(svg, []byte("memory of the workers")) {
+			t.Errorf("%s: no plot: %v", name, err)
+		}
+	}
+}

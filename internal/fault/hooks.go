@@ -24,6 +24,8 @@ type hookServer struct {
 	url  string
 	srv  *http.Server
 
+	forgets bool // it keeps nothing, since a soak goes on for hours
+
 	mu  sync.Mutex
 	got map[string]map[string]int // path → webhook-id → times
 }
@@ -50,15 +52,21 @@ func (h *hookServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		panic(http.ErrAbortHandler)
 	}
-	h.mu.Lock()
-	if h.got[r.URL.Path] == nil {
-		h.got[r.URL.Path] = map[string]int{}
+	if !h.forgets {
+		h.keep(r.URL.Path, r.Header.Get("webhook-id"))
 	}
-	h.got[r.URL.Path][r.Header.Get("webhook-id")]++
-	h.mu.Unlock()
 	if hookMood(h.mood.Load()) == hookForgetful {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+func (h *hookServer) keep(path, id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.got[path] == nil {
+		h.got[path] = map[string]int{}
+	}
+	h.got[path][id]++
 }
 
 // has tells whether an id came to a path.

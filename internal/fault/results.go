@@ -105,6 +105,15 @@ func render(docs string, all results) error {
 	if err != nil {
 		return err
 	}
+	if all.Soak != nil {
+		svg, err := all.Soak.plot()
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(docs, "reliability", "soak.svg"), svg, 0o644); err != nil {
+			return err
+		}
+	}
 	return os.WriteFile(filepath.Join(docs, "reliability.md"), text, 0o644)
 }
 
