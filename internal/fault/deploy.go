@@ -185,18 +185,28 @@ func until(ctx context.Context, most time.Duration, what string, left func() (st
 	return fmt.Errorf("waited %s for %s: %s", most, what, still)
 }
 
-// startPostgres starts it where it does not run.
+// startPostgres returns when it answers, and starts it where it does not run. One that lost a backend, or its disk, may be
+// about to recover by itself, or to give up.
 func (d *deployment) startPostgres(ctx context.Context) (err error) {
-	if d.pg != nil {
+	if d.pg == nil {
+		d.pg, err = stack.StartPostgres(ctx, d.pgConfig)
+		return err
+	}
+	return until(ctx, time.Minute, "Postgres to answer", func() (string, error) {
 		select {
 		case <-d.pg.Done():
 			_ = d.pg.Stop(ctx) // frees the folder; that it had ended is known
+			d.pg, err = stack.StartPostgres(ctx, d.pgConfig)
+			return "", err
 		default:
-			return nil
 		}
-	}
-	d.pg, err = stack.StartPostgres(ctx, d.pgConfig)
-	return err
+		ping, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := d.pool.Ping(ping); err != nil {
+			return err.Error(), nil
+		}
+		return "", nil
+	})
 }
 
 // killPostgres kills the postmaster and what it has begun. Its children have process groups of their own, and would

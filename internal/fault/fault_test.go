@@ -34,7 +34,7 @@ func TestPlanFollowsFromItsSeed(t *testing.T) {
 			if in.at < over[in.subject()] {
 				t.Errorf("seed %d strikes %s while it is struck", seed, in.subject())
 			}
-			over[in.subject()] = in.at + in.for_
+			over[in.subject()] = in.at + in.lasts
 			if in.replica >= len(p.roles) {
 				t.Errorf("seed %d strikes replica %d of %d", seed, in.replica, len(p.roles))
 			}

@@ -18,6 +18,7 @@ type kind struct {
 	weight    int    // how often it is drawn
 	mounts    bool   // it needs the right to mount
 	jumps     bool   // a clock does, by a drawn number of seconds
+	endures   bool   // some take ten seconds longer
 
 	// strike makes the fault. lift ends it and sees that what was struck is there again; it waits for no healing.
 	strike func(ctx context.Context, d *deployment, in injection) (lift func() error, err error)
@@ -32,7 +33,7 @@ const (
 // kinds are in the order of the page.
 var kinds = append(append(append([]*kind{
 	{name: "worker killed", how: "SIGKILL; started again at the fault's end", subject: "worker", ofReplica: true, weight: 5, strike: killWorker},
-	{name: "worker frozen and thawed", how: "SIGSTOP, SIGCONT", subject: "worker", ofReplica: true, weight: 4, strike: freezeWorker},
+	{name: "worker frozen and thawed", how: "SIGSTOP, SIGCONT", subject: "worker", ofReplica: true, weight: 4, endures: true, strike: freezeWorker},
 	{name: "clock of a worker jumps, and back", how: "its wall clock, as all of the process sees it, by up to ten minutes either way", subject: "clock", ofReplica: true, weight: 4, jumps: true, strike: jumpClock},
 	{name: "Postgres killed", how: "SIGKILL to the postmaster and all backends; it recovers from its log", subject: "Postgres", weight: 5, strike: killPostgres},
 	{name: "a backend of Postgres killed", how: "SIGKILL to one that serves a worker; Postgres restarts all of them", subject: "Postgres", weight: 2, strike: killBackend},

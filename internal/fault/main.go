@@ -65,7 +65,7 @@ func (o options) run(ctx context.Context) error {
 	if o.again {
 		return renderAgain(o.docs)
 	}
-	from, to, err := o.range_()
+	from, to, err := o.firstAndLast()
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (o options) run(ctx context.Context) error {
 	return s.tell(o.docs, time.Since(began))
 }
 
-func (o options) range_() (from, to uint64, err error) {
+func (o options) firstAndLast() (from, to uint64, err error) {
 	if o.seed > 0 {
 		return o.seed, o.seed, nil
 	}
@@ -243,7 +243,7 @@ func (d *deployment) strikeAll(ctx context.Context, say func(string, ...any)) er
 func (d *deployment) strike(ctx context.Context, in injection) error {
 	lift, err := in.kind.strike(ctx, d, in)
 	if err == nil {
-		pause(ctx, in.for_)
+		pause(ctx, in.lasts)
 		err = lift()
 	}
 	if err != nil {

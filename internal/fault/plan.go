@@ -24,14 +24,14 @@ type plan struct {
 
 // injection is a fault of a plan.
 type injection struct {
-	kind     *kind
-	replica  int // which one it strikes; of kinds that strike one
-	at, for_ time.Duration
-	seconds  int64 // that a clock jumps by
+	kind      *kind
+	replica   int // which one it strikes; of kinds that strike one
+	at, lasts time.Duration
+	seconds   int64 // that a clock jumps by
 }
 
 func (i injection) String() string {
-	s := fmt.Sprintf("%4.1f s, for %.1f s: %s", i.at.Seconds(), i.for_.Seconds(), i.kind.name)
+	s := fmt.Sprintf("%4.1f s, for %.1f s: %s", i.at.Seconds(), i.lasts.Seconds(), i.kind.name)
 	if i.kind.ofReplica {
 		s += fmt.Sprintf(", replica %d", i.replica)
 	}
@@ -69,9 +69,12 @@ func newPlan(seed uint64, possible []*kind) *plan {
 		tickets = append(tickets, slices.Repeat([]*kind{k}, k.weight)...)
 	}
 	for range 3 + r.IntN(6) {
-		in := injection{kind: tickets[r.IntN(len(tickets))], replica: r.IntN(len(p.roles)), at: 300*time.Millisecond + between(r, p.load), for_: 300*time.Millisecond + between(r, 2500*time.Millisecond)}
+		in := injection{kind: tickets[r.IntN(len(tickets))], replica: r.IntN(len(p.roles)), at: 300*time.Millisecond + between(r, p.load), lasts: 300*time.Millisecond + between(r, 2500*time.Millisecond)}
 		if in.kind.jumps {
 			in.seconds = r.Int64N(1200) - 600
+		}
+		if in.kind.endures && r.IntN(4) == 0 {
+			in.lasts += 10 * time.Second // it is taken for dead, and then goes on
 		}
 		p.faults = append(p.faults, in)
 	}
@@ -91,7 +94,7 @@ func (p *plan) arrange() {
 	for i := range p.faults {
 		in := &p.faults[i]
 		in.at = max(in.at, free[in.subject()])
-		free[in.subject()] = in.at + in.for_ + 200*time.Millisecond
+		free[in.subject()] = in.at + in.lasts + 200*time.Millisecond
 	}
 	slices.SortStableFunc(p.faults, func(a, b injection) int { return cmp.Compare(a.at, b.at) })
 }
