@@ -73,7 +73,7 @@ func healthy() *end {
 	issued, repeat, started, created, delivered := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
 	most := 1
 	session := stripesim.Session{ID: "bps_1", URL: "http://stripe/p/session/secret", IdempotencyKey: "latchkey_click_" + click.String()}
-	good := &request{id: "good", bodies: [][]byte{[]byte("good"), []byte("good")}, sent: 2, promised: true, answered: link, mails: []string{"jo@example.com"}, most: most}
+	good := &request{id: "good", bodies: [][]byte{[]byte("good"), []byte("good")}, sent: 2, promised: true, answered: link, mails: []string{"jo@example.com"}}
 	bad := &request{id: "bad", bodies: [][]byte{[]byte("bad")}, sent: 1, promised: true, code: jobs.InvalidJSON}
 	e := &end{
 		links:     map[uuid.UUID]linkRow{link: {request: "good", created: 1, most: &most}},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +31,6 @@ type request struct {
 	code     jobs.Code // that it is rejected with; empty = it is good
 	mails    []string  // addresses
 	hooks    []string  // paths
-	most     int       // sessions; 0 = any number
 	revoked  bool      // a revocation was confirmed
 	spared   bool      // nobody presses its button until it is revoked
 }
@@ -60,57 +58,57 @@ func newLoad(d *deployment) *load {
 
 // run returns when every actor is through with what it does.
 func (l *load) run(ctx context.Context) error {
+	acts := l.drawAll(ctx) // ahead of the first event: from then on requests are only read
 	sub, err := l.d.nc.Subscribe(notify.SubjectPrefix+string(portal.LinkIssued), func(m *nats.Msg) { l.hear(ctx, m.Data) })
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	p := l.d.plan
-	var later []func()
-	for i := range p.requests {
-		r := l.draw(fmt.Sprintf("request-%d-%d", p.seed, i))
-		r.spared = i < p.revoked
-		later = append(later, func() { l.publish(ctx, r, l.lazy(i)) })
-	}
-	for i := range p.bad {
-		r := l.bad(i)
-		later = append(later, func() { l.publish(ctx, r, false) })
-	}
-	for i := range p.creates {
-		r := l.draw(fmt.Sprintf("create-%d-%d", p.seed, i))
-		later = append(later, func() { l.create(ctx, r) })
-	}
-	for _, act := range later {
-		at := between(l.rand, p.load)
-		l.act(ctx, "ask", func() {
-			if pause(ctx, at) {
-				act()
+	for _, act := range acts {
+		l.act(ctx, act.what, func() {
+			if pause(ctx, act.at) {
+				act.do()
 			}
 		})
 	}
-	bulkAt := between(l.rand, p.load)
-	for i := range p.bulk {
-		r := l.draw(fmt.Sprintf("bulk-%d-%d", p.seed, i))
-		l.act(ctx, "ask", func() {
-			if pause(ctx, bulkAt) {
-				l.publish(ctx, r, false)
-			}
-		})
-	}
-	for _, r := range slices.Clone(l.requests) {
-		if r.spared {
-			l.act(ctx, "revoke "+r.id, func() { l.revoke(ctx, r) })
-		}
-	}
-	l.act(ctx, "wait", func() {
-		pause(ctx, p.load+time.Second)
-		l.edit(func() { l.closed = true })
-	})
 	l.actors.Wait()
 	if ctx.Err() != nil {
 		return fmt.Errorf("not everybody got through with what they do (%v): %w", l.stuck, ctx.Err())
 	}
 	return nil
+}
+
+// act is what somebody does at a moment of the load.
+type act struct {
+	at   time.Duration
+	what string
+	do   func()
+}
+
+// drawAll draws all requests, and who does what with them when. People come later, when there are links.
+func (l *load) drawAll(ctx context.Context) (acts []act) {
+	p := l.d.plan
+	bulkAt := between(l.rand, p.load)
+	for i := range p.requests {
+		r := l.draw(fmt.Sprintf("request-%d-%d", p.seed, i))
+		if r.spared = i < p.revoked; r.spared {
+			acts = append(acts, act{0, "revoke " + r.id, func() { l.revoke(ctx, r) }})
+		}
+		acts = append(acts, act{between(l.rand, p.load), "publish " + r.id, func() { l.publish(ctx, r, l.lazy(i)) }})
+	}
+	for i := range p.bad {
+		r := l.bad(i)
+		acts = append(acts, act{between(l.rand, p.load), "publish " + r.id, func() { l.publish(ctx, r, false) }})
+	}
+	for i := range p.creates {
+		r := l.draw(fmt.Sprintf("create-%d-%d", p.seed, i))
+		acts = append(acts, act{between(l.rand, p.load), "create " + r.id, func() { l.create(ctx, r) }})
+	}
+	for i := range p.bulk {
+		r := l.draw(fmt.Sprintf("bulk-%d-%d", p.seed, i))
+		acts = append(acts, act{bulkAt, "publish " + r.id, func() { l.publish(ctx, r, false) }})
+	}
+	return append(acts, act{p.load + time.Second, "close", func() { l.edit(func() { l.closed = true }) }})
 }
 
 // lazy producers send once and look no further: what they asked for may be there or not.
@@ -140,8 +138,8 @@ func (l *load) draw(id string) *request {
 		asked.Deliver = append(asked.Deliver, jobs.Delivery{Channel: jobs.ChannelWebhook, URL: l.d.hooks.url + r.hooks[0]})
 	}
 	if l.rand.IntN(3) == 0 {
-		r.most = 1 + l.rand.IntN(2)
-		asked.MaxSessions = &r.most
+		most := 1 + l.rand.IntN(2)
+		asked.MaxSessions = &most
 	}
 	l.keep(r, asked)
 	switch l.rand.IntN(10) {

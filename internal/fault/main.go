@@ -29,6 +29,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"latchkey/internal/rig"
 )
 
@@ -114,6 +116,7 @@ type suite struct {
 
 func newSuite(ctx context.Context, verbose bool) (s *suite, err error) {
 	s = &suite{verbose: verbose}
+	zerolog.SetGlobalLevel(zerolog.Disabled) // some of toxiproxy logs by a global logger
 	if s.dir, err = os.MkdirTemp("", "latchkey-fault-"); err != nil {
 		return nil, err
 	}
@@ -180,7 +183,7 @@ func (s *suite) one(ctx context.Context, seed uint64) error {
 		return d.remove()
 	}
 	s.kept = true
-	fmt.Printf("seed %d: BROKEN, kept in %s\n%s", seed, dir, p)
+	fmt.Printf("seed %d: BROKEN, kept in %s (its small disks, if it has any, stay mounted there)\n%s", seed, dir, p)
 	for _, what := range broken[:min(len(broken), 20)] {
 		fmt.Println("   ", what)
 	}

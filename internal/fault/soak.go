@@ -296,7 +296,7 @@ func (r *soakResult) plot() ([]byte, error) {
 		}
 		p.Y.Min, p.Y.Max = 0, 200
 		p.X.Label.Text, p.Y.Label.Text = "minutes", "percent of the mean"
-		p.Legend.Top = true
+		p.Legend.Top, p.Legend.XOffs, p.Legend.YOffs, p.Legend.Padding = true, -8, -4, 2
 		return nil
 	})
 }
