@@ -39,7 +39,7 @@ var kinds = append(append(append([]*kind{
 	{name: "a backend of Postgres killed", how: "SIGKILL to one that serves a worker; Postgres restarts all of them", subject: "Postgres", weight: 2, strike: killBackend},
 	{name: "NATS killed", how: "SIGKILL", subject: "NATS", weight: 5, strike: killNATS},
 	{name: postgresDiskFull, how: "a file takes all that is left of its tmpfs; removed in the end", subject: "Postgres", weight: 3, mounts: true, strike: fillPostgres},
-	{name: natsDiskFull, how: "the same; JetStream disables itself, so NATS is restarted in the end, by SIGKILL", subject: "NATS", weight: 3, mounts: true, strike: fillNATS},
+	{name: natsDiskFull, how: "the same, and NATS is restarted in the end, by SIGKILL, as an operator would do", subject: "NATS", weight: 3, mounts: true, strike: fillNATS},
 }, networkKinds()...), stripeKinds()...), receiverKinds()...)
 
 func networkKinds() (all []*kind) {
