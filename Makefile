@@ -2,7 +2,7 @@
 
 FUZZTIME ?= 30000x
 
-.PHONY: build test lint fuzz bench rolling
+.PHONY: build test lint fuzz bench rolling faults soak
 
 build: ## both binaries, static, into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/ ./cmd/worker ./cmd/enqueue
@@ -30,3 +30,11 @@ rolling: ## one release replaced by the next under load, for each migration; nee
 
 bench: ## writes docs/performance.md; a part alone: go run ./internal/bench -only stampede -docs docs
 	go run ./internal/bench -docs docs
+
+faults: ## writes docs/reliability.md; one run: go run ./internal/fault -seed 17
+	go run ./internal/fault -seeds 1-200 -docs docs
+
+SOAK ?= 1h
+
+soak: ## half of what this machine can do, for SOAK; fails where memory, goroutines, files or tables grow
+	go run ./internal/fault -soak $(SOAK) -docs docs

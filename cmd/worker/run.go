@@ -314,8 +314,8 @@ func newPool(url string, gate connectGate) (*pgxpool.Pool, error) {
 
 // newJobPool is for River's own writes: that a job was fetched or is done. A crash of Postgres
 // may lose the last moment of these, and then a job runs again, as it may at any time; so they
-// don't wait for the disk, which clicks and intake need. Jobs are inserted by the transactions that
-// they belong to, which do.
+// don't wait for the disk, which clicks and intake need. What a job leaves behind does (durable in
+// internal/jobs), and jobs are inserted by the transactions that they belong to, which do too.
 func newJobPool(url string, gate connectGate) (*pgxpool.Pool, error) {
 	return newAppPool(url, func(cfg *pgxpool.Config) { cfg.MaxConns, cfg.BeforeConnect = min(cfg.MaxConns, jobPoolSize), gate },
 		map[string]string{"synchronous_commit": "off", "lock_timeout": "'5s'"}) // nobody's row may stop the publishing

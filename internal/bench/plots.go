@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"image/color"
 	"math"
 	"slices"
 	"strconv"
@@ -11,12 +9,11 @@ import (
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
 	"gonum.org/v1/plot"
-	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
-	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgsvg"
+
+	"latchkey/internal/rig"
 )
 
 // plots draw the series of parts, by the parts' names.
@@ -24,33 +21,9 @@ var plots = map[string]func(*plot.Plot, []series) error{
 	"intake": plotRates, "bulk": plotCampaign, "service": plotLatencies, "clicks": plotLatencies,
 }
 
-// A phone scales a plot down to some 360 px, which must leave its letters readable: it is small, and they are large.
-const plotWidth, plotHeight, letters = 400, 280, 12 // points
-
-// lineColors are Okabe and Ito's, which the colour-blind tell apart.
-var lineColors = []color.Color{color.RGBA{0, 114, 178, 255}, color.RGBA{213, 94, 0, 255}, color.RGBA{0, 158, 115, 255}, color.RGBA{150, 90, 140, 255}}
-
-// drawPlot is the SVG of a part's series. Its ground is white, since pages are dark or light.
+// drawPlot is the SVG of a part's series.
 func drawPlot(name string, all []series) ([]byte, error) {
-	p := plot.New()
-	for _, style := range []*text.Style{&p.X.Label.TextStyle, &p.X.Tick.Label, &p.Y.Label.TextStyle, &p.Y.Tick.Label, &p.Legend.TextStyle} {
-		style.Font = font.Font{Typeface: "Liberation", Variant: "Sans", Size: letters}
-	}
-	grid := plotter.NewGrid()
-	grid.Vertical.Color, grid.Horizontal.Color = color.Gray{225}, color.Gray{225}
-	p.Add(grid)
-	if err := plots[name](p, all); err != nil {
-		return nil, err
-	}
-	canvas := vgsvg.New(plotWidth, plotHeight)
-	area := draw.New(canvas)
-	area.SetColor(p.BackgroundColor)
-	area.Fill(area.Rectangle.Path())
-	p.Draw(draw.Crop(area, 8, -14, 8, -10))
-	var out bytes.Buffer
-	_, err := canvas.WriteTo(&out)
-	// The letters were measured in Liberation Sans, whose widths are Helvetica's and Arial's.
-	return bytes.ReplaceAll(out.Bytes(), []byte("font-family:Liberation Sans;"), []byte("font-family:Liberation Sans,Helvetica,Arial,sans-serif;")), err
+	return rig.Draw(func(p *plot.Plot) error { return plots[name](p, all) })
 }
 
 // plotRates has a column of points for each series, one a round, and a bar at their median.
@@ -69,7 +42,7 @@ func plotRates(p *plot.Plot, all []series) error {
 		if err != nil {
 			return err
 		}
-		rounds.GlyphStyle = draw.GlyphStyle{Color: lineColors[i%len(lineColors)], Radius: 4, Shape: draw.CircleGlyph{}}
+		rounds.GlyphStyle = draw.GlyphStyle{Color: rig.LineStyle(i).Color, Radius: 4, Shape: draw.CircleGlyph{}}
 		mid := median(s.Y)
 		bar, err := plotter.NewLine(plotter.XYs{{X: float64(i) - 0.3, Y: mid}, {X: float64(i) + 0.3, Y: mid}})
 		if err != nil {
@@ -144,7 +117,7 @@ func plotLatencies(p *plot.Plot, all []series) error {
 		if err := addLine(p, i, points); err != nil {
 			return err
 		}
-		thumb := &plotter.Line{LineStyle: lineStyle(i)}
+		thumb := &plotter.Line{LineStyle: rig.LineStyle(i)}
 		p.Legend.Add(s.Name, thumb)
 	}
 	p.Legend.Top, p.Legend.Left, p.Legend.XOffs, p.Legend.YOffs, p.Legend.Padding = true, true, 8, -4, 2
@@ -155,18 +128,12 @@ func plotLatencies(p *plot.Plot, all []series) error {
 	return nil
 }
 
-// lineStyle is the i-th line's; dashes tell lines apart in print.
-func lineStyle(i int) draw.LineStyle {
-	dashes := [][]vg.Length{nil, {7, 3}, {2, 2}, {8, 3, 2, 3}}
-	return draw.LineStyle{Color: lineColors[i%len(lineColors)], Width: 2, Dashes: dashes[i%len(dashes)]}
-}
-
 func addLine(p *plot.Plot, i int, points plotter.XYs) error {
 	line, err := plotter.NewLine(points)
 	if err != nil {
 		return err
 	}
-	line.LineStyle = lineStyle(i)
+	line.LineStyle = rig.LineStyle(i)
 	p.Add(line)
 	return nil
 }

@@ -90,9 +90,7 @@ func deliveryID(event uuid.UUID, n int) uuid.UUID {
 // the end of the job.
 var errDelivered = errors.New("the delivery has its outcome")
 
-// deliveries loads deliveries and writes down what became of them. Their pool need not wait for the disk:
-// the end of a job is committed behind its outcome, so a crash of Postgres that loses the outcome has lost
-// the end too, and the job runs again.
+// deliveries loads deliveries and writes down what became of them, durably, whatever their pool does.
 type deliveries struct {
 	pool    *pgxpool.Pool
 	publish portal.PublishFunc
@@ -170,6 +168,9 @@ func (s *deliveries) end(ctx context.Context, d *delivery, o outcome) error {
 	}
 	e := portal.AuditEvent{ID: d.id, At: s.now(), Kind: o.kind, LinkID: d.link.ID, RequestID: d.link.RequestID, Detail: detail}
 	return portal.InTx(ctx, s.pool, func(tx *portal.Tx) error {
+		if err := durable(ctx, tx); err != nil {
+			return err
+		}
 		if err := portal.InsertAuditOnce(ctx, tx, []portal.AuditEvent{e}); err != nil {
 			return err
 		}

@@ -69,7 +69,7 @@ type River struct {
 // RiverConfig is what the jobs need.
 type RiverConfig struct {
 	Pool      *pgxpool.Pool // of what must be durable: the sweeper's outcomes, seals
-	JobPool   *pgxpool.Pool // River's own, and what jobs read by
+	JobPool   *pgxpool.Pool // River's own, and what jobs read by; it need not wait for the disk: durable sees to what must
 	JetStream jetstream.JetStream
 	Keys      *portal.Keyring
 	BaseURL   string
@@ -208,10 +208,23 @@ func (r *River) remove(ctx context.Context, jobs []int64) error {
 
 // insert makes jobs by themselves.
 func (r *River) insert(ctx context.Context, jobs []river.InsertManyParams) error {
-	if _, err := r.client.InsertMany(ctx, jobs); err != nil {
-		return fmt.Errorf("insert jobs: %w", err)
-	}
-	return nil
+	return portal.InTx(ctx, r.pool, func(tx *portal.Tx) error {
+		if err := durable(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := r.client.InsertManyTx(ctx, tx, jobs); err != nil {
+			return fmt.Errorf("insert jobs: %w", err)
+		}
+		return nil
+	})
+}
+
+// durable has the commit of a job's own transaction wait for the disk, as the database's configuration has it. What a
+// job leaves behind must not be lost where the job's end is kept, and that it is committed first is not enough: River keeps
+// ends that could not be written in memory, and writes them once a database that crashed is back.
+func durable(ctx context.Context, tx *portal.Tx) error {
+	_, err := tx.Exec(ctx, `SET LOCAL synchronous_commit TO DEFAULT`)
+	return err
 }
 
 // jobErrors logs failed jobs. Their arguments are ids: by an event's, 'enqueue status' finds the link.

@@ -85,6 +85,9 @@ func (s *deliveries) targetFails(ctx context.Context, target string, row portal.
 		if err != nil || disabled || !gone && now.Sub(since) < disableAfter {
 			return err
 		}
+		if err := durable(ctx, tx); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `UPDATE webhook_targets SET disabled_at = $2 WHERE id = $1`, targetID(target), now); err != nil {
 			return err
 		}
