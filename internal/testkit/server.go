@@ -45,14 +45,14 @@ func startPostgres(settings map[string]string) (*stack.Postgres, string, error) 
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return nil, "", err
 	}
-	pg, err := stack.StartPostgres(ctx, clusterConfig(filepath.Join(dir, "pg"), bin))
+	pg, err := stack.StartPostgres(ctx, clusterConfig(filepath.Join(dir, "pg"), bin, settings))
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(dir))
 	}
 	return pg, dir, nil
 }
 
-func clusterConfig(dir, bin string) stack.PostgresConfig {
+func clusterConfig(dir, bin string, settings map[string]string) stack.PostgresConfig {
 	return stack.PostgresConfig{Dir: dir, BinDir: bin, Settings: settings,
 		Template: filepath.Join(os.TempDir(), "latchkey-clusters-"+strconv.Itoa(os.Getuid()))}
 }

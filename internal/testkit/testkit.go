@@ -191,7 +191,7 @@ func Cluster(t testing.TB, dir string) *stack.Postgres {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	pg, err := stack.StartPostgres(ctx, clusterConfig(dir, ""))
+	pg, err := stack.StartPostgres(ctx, clusterConfig(dir, "", settings))
 	if err != nil {
 		t.Fatalf("testkit: %v", err)
 	}
