@@ -332,7 +332,9 @@ func nextLine(t *testing.T, lines <-chan string, ask func()) string {
 		ask()
 		select {
 		case line := <-lines:
-			return line
+			if !strings.Contains(line, "audit.sealed") { // when there is one is not the test's to say
+				return line
+			}
 		default:
 		}
 	}

@@ -80,8 +80,8 @@ type Sealed struct {
 	Head  Head
 }
 
-// sealLock lets one seal at a time: "audit" in ASCII.
-const sealLock int64 = 0x6175646974
+// Lock is the advisory lock that whoever seals holds, so that there is one at a time: "audit" in ASCII.
+const Lock int64 = 0x6175646974
 
 // ErrSealing is returned when another process seals just now.
 var ErrSealing = errors.New("another process seals the audit just now")
@@ -110,7 +110,7 @@ func (s *Sealer) Seal(ctx context.Context) (done Sealed, err error) {
 // sealSome makes the next seal, of at most sealRows, and returns how many rows are in it.
 func (s *Sealer) sealSome(ctx context.Context, tx *portal.Tx) (int, Head, error) {
 	var mine bool
-	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, sealLock).Scan(&mine); err != nil || !mine {
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, Lock).Scan(&mine); err != nil || !mine {
 		return 0, Head{}, errors.Join(err, ErrSealing)
 	}
 	before, lastSeq, err := head(ctx, tx)

@@ -80,7 +80,7 @@ func TestInvariant1LateCommit(t *testing.T) {
 		}
 		sealed <- done
 	}()
-	for b.count(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = $1`, sealLock&0xffffffff) == 0 {
+	for b.count(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objid = $1`, Lock&0xffffffff) == 0 {
 		if ctx.Err() != nil {
 			t.Fatal(ctx.Err())
 		}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/contract"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
@@ -47,6 +49,8 @@ type world struct {
 	intake *Intake
 	logs   *logBuffer
 	log    *slog.Logger
+
+	sealing func() // lets the audit be sealed
 }
 
 const testBaseURL = "https://pay.example.com"
@@ -95,10 +99,24 @@ func database(t *testing.T) *world {
 	w.owner, err = pgxpool.New(ctx, w.url)
 	must(t, err)
 	t.Cleanup(w.owner.Close)
+	w.sealing = w.holdSeals()
 	w.pool = w.workerPool(nil)
 	w.river = w.newRiver(w.pool, nil)
 	w.issuer = w.newIssuer(w.pool)
 	return w
+}
+
+// holdSeals keeps the audit unsealed until the returned function or the end of the test: a seal is an event more, and
+// when it comes is not for a test of others to say.
+func (w *world) holdSeals() (release func()) {
+	w.t.Helper()
+	conn, err := pgx.Connect(w.ctx, w.url)
+	must(w.t, err)
+	release = sync.OnceFunc(func() { _ = conn.Close(context.WithoutCancel(w.ctx)) })
+	w.t.Cleanup(release)
+	_, err = conn.Exec(w.ctx, `SELECT pg_advisory_lock($1)`, audit.Lock)
+	must(w.t, err)
+	return release
 }
 
 // workerPool opens a pool whose sessions take the worker's role, as worker run does.

@@ -41,7 +41,7 @@ func (w *world) everythingHappens() *portal.Link {
 // eventRows are the audit rows that have an event.
 func (w *world) eventRows() map[string]portal.AuditEvent {
 	w.t.Helper()
-	rows, err := portal.LoadAudit(w.ctx, w.owner, `kind NOT IN ('request.rejected', 'click.started', 'click.denied')`)
+	rows, err := portal.LoadAudit(w.ctx, w.owner, `kind NOT IN ('request.rejected', 'click.started', 'click.denied', 'audit.sealed')`)
 	must(w.t, err)
 	byID := map[string]portal.AuditEvent{}
 	for _, row := range rows {
