@@ -3,6 +3,7 @@
 -- The audit becomes provable: each row gets a number, rows are sealed into a hash chain by it, and what
 -- a visitor left is under the chain by a salted hash alone. And it is split by month. Both need the table
 -- to be written anew, under a lock: docs/operating.md says how long that takes.
+SET LOCAL lock_timeout = '10s';                         -- who waits for a lock holds up everybody behind it: rather try again
 LOCK TABLE audit_events, audit_visitors IN ACCESS EXCLUSIVE MODE;
 
 ALTER TABLE audit_events RENAME TO audit_events_before;
@@ -39,12 +40,6 @@ CREATE TABLE audit_events (
 ) PARTITION BY RANGE (id);
 
 ALTER SEQUENCE audit_events_seq OWNED BY audit_events.seq;
-
-CREATE INDEX audit_events_link_idx ON audit_events (link_id);
-CREATE INDEX audit_events_rejected_idx ON audit_events (request_id) WHERE kind = 'request.rejected';
--- Not unique, which an index of a partitioned table can be on id only: that a number is there twice is
--- what the chain shows.
-CREATE INDEX audit_events_seq_idx ON audit_events (seq);
 
 CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
     FOR EACH ROW EXECUTE FUNCTION audit_events_append_only();
@@ -83,7 +78,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock('audit_events'::regclass::oid::bigint);
     FOR month IN SELECT generate_series(first, date_trunc('month', now() AT TIME ZONE 'UTC') + 3 * months, months) LOOP
         name := 'audit_events_' || to_char(month, 'YYYY_MM');
-        CONTINUE WHEN to_regclass(name) IS NOT NULL;
+        CONTINUE WHEN to_regclass(name) IS NOT NULL
+            -- For these it stays so: it is looked for here, before anything is locked.
+            OR EXISTS (SELECT FROM audit_events_others WHERE id >= audit_id_at(month AT TIME ZONE 'UTC') AND id < audit_id_at((month + months) AT TIME ZONE 'UTC'));
         BEGIN
             PERFORM audit_add_partition(name, format('FOR VALUES FROM (%L) TO (%L)',
                 audit_id_at(month AT TIME ZONE 'UTC'), audit_id_at((month + months) AT TIME ZONE 'UTC')));
@@ -117,6 +114,12 @@ FROM audit_events_before e LEFT JOIN audit_visitors v ON v.event_id = e.id ORDER
 
 DROP TABLE audit_events_before;
 
+CREATE INDEX audit_events_link_idx ON audit_events (link_id);
+CREATE INDEX audit_events_rejected_idx ON audit_events (request_id) WHERE kind = 'request.rejected';
+-- Not unique, which an index of a partitioned table can be on id only: that a number is there twice is
+-- what the chain shows.
+CREATE INDEX audit_events_seq_idx ON audit_events (seq);
+
 -- The chain. A seal is over the rows whose seq is above the seal's before it and up to its own last_seq; when it was
 -- made, none of these numbers was with a transaction that was still under way. docs/audit.md has the hash's form.
 CREATE TABLE audit_seals (
@@ -133,11 +136,25 @@ CREATE TABLE audit_seals (
 CREATE TRIGGER audit_seals_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_seals
     FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only();
 -- +goose StatementBegin
+-- Or a stolen password could end the chain for ever, by a seal over all numbers to come.
+CREATE FUNCTION audit_seals_go_on() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    before record;
+BEGIN
+    SELECT number, last_seq INTO before FROM audit_seals ORDER BY number DESC LIMIT 1;
+    IF NEW.number <> coalesce(before.number, 0) + 1 OR NEW.last_seq <= before.last_seq OR NEW.last_seq > (SELECT last_value FROM audit_events_seq) THEN
+        RAISE EXCEPTION 'seal % up to % is not the next one', NEW.number, NEW.last_seq USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END
+$$;
 CREATE OR REPLACE FUNCTION audit_events_append_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only: % refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'insufficient_privilege';
 END
 $$;
+
+CREATE TRIGGER audit_seals_go_on BEFORE INSERT ON audit_seals FOR EACH ROW EXECUTE FUNCTION audit_seals_go_on();
 
 -- What runs with the owner's rights looks nothing up where the worker could put something in the way.
 DO $$
@@ -152,7 +169,6 @@ REVOKE ALL ON FUNCTION audit_id_at(timestamptz), audit_add_partition(text, text)
 GRANT SELECT, INSERT (id, at, kind, link_id, request_id, click_id, detail, visitor_hash) ON audit_events TO latchkey_app;
 GRANT USAGE, SELECT ON SEQUENCE audit_events_seq TO latchkey_app;
 GRANT SELECT, INSERT ON audit_seals TO latchkey_app;
-GRANT DELETE ON audit_visitors TO latchkey_app;         -- VISITOR_RETENTION
 GRANT EXECUTE ON FUNCTION audit_id_at(timestamptz), audit_add_months() TO latchkey_app;
 
 -- +goose Down
@@ -187,7 +203,6 @@ CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events
     FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only();
 DROP TABLE audit_events_after, audit_seals;
-DROP FUNCTION audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
+DROP FUNCTION audit_seals_go_on(), audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
 ALTER TABLE audit_visitors DROP COLUMN salt;
 GRANT SELECT, INSERT ON audit_events TO latchkey_app;
-REVOKE DELETE ON audit_visitors FROM latchkey_app;

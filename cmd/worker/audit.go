@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 	"golang.org/x/text/language"
@@ -17,6 +18,7 @@ import (
 	"latchkey/internal/audit"
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
+	"latchkey/migrations"
 )
 
 func newAuditCommand() *cobra.Command {
@@ -32,20 +34,25 @@ Needs DATABASE_URL alone.`,
 	return cmd
 }
 
-// withAudit opens the database, under the worker's role, for the time of one command.
+// withAudit opens the database for the time of one command, under the user that DATABASE_URL names: an auditor's may
+// read three tables and nothing else.
 func withAudit(f func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
-		ctx := cmd.Context()
 		url, err := loadDatabaseURL()
 		if err != nil {
 			return err
 		}
-		pool, err := openPool(ctx, url)
+		pool, err := plainPool(cmd.Context(), url, func(cfg *pgxpool.Config) { cfg.MaxConns = max(cfg.MaxConns, audit.Connections()) })
 		if err != nil {
 			return err
 		}
 		defer closePool(pool)
-		return f(ctx, cmd, pool)
+		err = f(cmd.Context(), cmd, pool)
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
+			return fmt.Errorf("%w: %w; run 'worker migrate' first", migrations.ErrBehind, err)
+		}
+		return err
 	}
 }
 
@@ -146,7 +153,7 @@ which a worker publishes as audit.sealed.`,
 		Example: "  worker audit seal",
 		Args:    cobra.NoArgs,
 		RunE: withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
-			done, err := (&audit.Sealer{Pool: db, Publish: jobs.PublishByJob, Now: time.Now}).Seal(ctx)
+			done, err := (&audit.Sealer{Pool: db, Publish: jobs.PublishByJob}).Seal(ctx)
 			if err != nil {
 				return err
 			}

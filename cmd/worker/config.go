@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/brand"
 	"latchkey/internal/cli"
 	"latchkey/internal/config"
@@ -147,8 +148,8 @@ func (c *Config) validateLinks(p *config.Problems) {
 		p.Add("LINK_TTL", "must not be longer than LINK_TTL_MAX")
 	}
 	for name, d := range map[string]time.Duration{"LINK_RETENTION": c.LinkRetention, "VISITOR_RETENTION": c.VisitorRetention} {
-		if d < 0 {
-			p.Add(name, "must not be negative; 0 keeps for ever")
+		if d != 0 && d < audit.LeastRetention {
+			p.Add(name, "must be at least 24h; 0 keeps for ever")
 		}
 	}
 	if c.ReturnURL != "" {

@@ -385,10 +385,13 @@ func checkSchema(ctx context.Context, url string) error {
 }
 
 // plainPool opens a pool under the user that the URL names.
-func plainPool(ctx context.Context, url string) (*pgxpool.Pool, error) {
+func plainPool(ctx context.Context, url string, change ...func(*pgxpool.Config)) (*pgxpool.Pool, error) {
 	cfg, err := poolConfig(url)
 	if err != nil {
 		return nil, err
+	}
+	for _, f := range change {
+		f(cfg)
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {

@@ -27,7 +27,6 @@ var ErrNotOwner = errors.New("erasing takes the schema's owner")
 // The database's user must own the schema, or it is ErrNotOwner.
 func Erase(ctx context.Context, db *pgxpool.Pool, customer string) (e Erased, err error) {
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		// Links first: a mail that goes out meanwhile has been read before, or waits for the row.
 		links, err := tx.Exec(ctx, `UPDATE links SET deliver = NULL, request_hash = sha256(uuid_send(gen_random_uuid()))
 			WHERE stripe_customer = $1 AND deliver IS NOT NULL`, customer)
 		if err != nil {

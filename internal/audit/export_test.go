@@ -81,28 +81,44 @@ func TestErase(t *testing.T) {
 func TestRetention(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	now := time.Now()
 	b.opened(2)
 	b.exec(`UPDATE audit_visitors SET at = at - interval '31 days' WHERE event_id = (SELECT min(event_id::text)::uuid FROM audit_visitors)`)
-	b.exec(`UPDATE links SET expires_at = now() + interval '1 second'`)
-	past := now.Add(-50 * time.Hour)
-	old, root, busy := b.newLink("req-old", "cus_jo", past), b.newLink("req-root", "cus_jo", past), b.newLink("req-busy", "cus_jo", past)
-	b.exec(`UPDATE links SET renewal_of = $1 WHERE id = $2`, root, b.link)
+	past := time.Now().Add(-50 * time.Hour)
+	old, busy := b.newLink("req-old", "cus_jo", past), b.newLink("req-busy", "cus_jo", past)
+	// A chain of which the last link lives stays as a whole, and one that has ended goes as a whole.
+	root, middle := b.newLink("req-root", "cus_jo", past), b.newLink("req-middle", "cus_jo", past)
+	b.exec(`UPDATE links SET renewal_of = $1 WHERE id = ANY($2)`, root, []uuid.UUID{b.link, middle})
+	ended := []uuid.UUID{b.newLink("req-ended", "cus_jo", past), b.newLink("req-ended-too", "cus_jo", past)}
+	b.exec(`UPDATE links SET renewal_of = $1 WHERE id = $2`, ended[0], ended[1])
 	b.exec(`INSERT INTO clicks (id, link_id, started_at, outcome, ended_at) VALUES (gen_random_uuid(), $1, now(), 'created', now()), (gen_random_uuid(), $2, now(), NULL, NULL)`, old, busy)
+	live := b.link
+	b.link = old
+	b.opened(1) // whose visitor nobody would find any more
+	b.link = live
 
-	if aged, err := (Retention{}).Age(t.Context(), b.pool, now); aged != (Aged{}) || err != nil {
+	if aged, err := (Retention{}).Age(t.Context(), b.pool); aged != (Aged{}) || err != nil {
 		t.Errorf("for ever: %+v, %v", aged, err)
 	}
-	aged, err := Retention{Visitors: 30 * 24 * time.Hour, Links: 48 * time.Hour}.Age(t.Context(), b.pool, now)
-	if aged != (Aged{Visitors: 1, Links: 1}) || err != nil {
+	aged, err := Retention{Visitors: 30 * 24 * time.Hour, Links: 48 * time.Hour}.Age(t.Context(), b.pool)
+	if aged != (Aged{Visitors: 1, Links: 3}) || err != nil {
 		t.Errorf("%+v, %v", aged, err)
 	}
-	if b.count(`SELECT count(*) FROM links WHERE id = ANY($1)`, []uuid.UUID{b.link, root, busy}) != 3 || b.count(`SELECT count(*) FROM spent_request_ids WHERE request_id = 'req-old'`) != 1 {
+	if b.count(`SELECT count(*) FROM links WHERE id = ANY($1)`, []uuid.UUID{live, root, middle, busy}) != 4 || b.count(`SELECT count(*) FROM links`) != 4 ||
+		b.count(`SELECT count(*) FROM spent_request_ids WHERE request_id = 'req-old'`) != 1 {
 		t.Error("another link went, or the id of the one that went can be used again")
 	}
-	// A call with a time to come deletes no live link.
-	if _, err := b.pool.Exec(t.Context(), `SELECT delete_expired_links('infinity', 100)`); err != nil || b.count(`SELECT count(*) FROM links WHERE id = $1`, b.link) != 1 {
-		t.Error(err)
+	if n := b.count(`SELECT count(*) FROM audit_visitors`); n != 1 {
+		t.Errorf("%d visitors, want that of the link that stays", n)
+	}
+	// Whoever has the worker's password can't wipe out the last day.
+	for _, age := range []string{"0", "-1000 days"} {
+		for _, function := range []string{"delete_old_visitors", "delete_expired_links"} {
+			var n int
+			err := b.pool.QueryRow(t.Context(), `SELECT `+function+`($1::text::interval, 100)`, age).Scan(&n)
+			if err != nil || b.count(`SELECT count(*) FROM links WHERE id = $1`, live) != 1 || b.count(`SELECT count(*) FROM audit_visitors`) != 1 {
+				t.Errorf("%s(%s): %d, %v", function, age, n, err)
+			}
+		}
 	}
 }
 
@@ -150,7 +166,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	b.pool = open(t, url, `SET ROLE latchkey_app`)
 	b.exec(`CREATE TABLE published (first uuid NOT NULL); GRANT INSERT ON published TO latchkey_app`)
-	b.sealer = &Sealer{Pool: b.pool, Publish: publish, Now: time.Now}
+	b.sealer = &Sealer{Pool: b.pool, Publish: publish}
 	b.seal(4)
 	v, err := b.verify(Head{}, Head{})
 	if err != nil || v.Rows != 4 || v.Visitors != 4 || v.Unproved != 0 {

@@ -17,7 +17,11 @@ func AddMonths(ctx context.Context, db *pgxpool.Pool) error {
 	return nil
 }
 
-// Retention is how long what can go is kept; 0 = for ever.
+// LeastRetention is the shortest that the database's functions go by: whoever has the worker's password can't wipe
+// out today.
+const LeastRetention = 24 * time.Hour
+
+// Retention is how long what can go is kept, from LeastRetention on; 0 = for ever.
 type Retention struct {
 	Visitors time.Duration // from the visit on
 	Links    time.Duration // from when they expired
@@ -29,19 +33,17 @@ type Aged struct{ Visitors, Links int64 }
 // ageRows bounds a transaction.
 const ageRows = 5000
 
-// Age deletes what is past its retention, some thousand rows at a time, so that nobody waits for it. What a crash
-// leaves is the next call's. Of a deleted link its request id stays, which can't be used again; its audit rows stay.
-func (r Retention) Age(ctx context.Context, db *pgxpool.Pool, now time.Time) (aged Aged, err error) {
+// Age deletes what is past its retention, by the database's clock, some thousand rows at a time, so that nobody waits for
+// it. What a crash leaves is the next call's. Of a deleted link its request id stays, which can't be used again; its audit
+// rows stay.
+func (r Retention) Age(ctx context.Context, db *pgxpool.Pool) (aged Aged, err error) {
 	if r.Visitors > 0 {
-		aged.Visitors, err = untilNone(ctx, db, `WITH gone AS (DELETE FROM audit_visitors WHERE event_id IN
-			(SELECT event_id FROM audit_visitors WHERE at < $1 ORDER BY at LIMIT $2) RETURNING 1) SELECT count(*) FROM gone`, now.Add(-r.Visitors))
-		if err != nil {
+		if aged.Visitors, err = untilNone(ctx, db, `SELECT delete_old_visitors($1, $2)`, r.Visitors); err != nil {
 			return aged, fmt.Errorf("delete old visitors: %w", err)
 		}
 	}
 	if r.Links > 0 {
-		aged.Links, err = untilNone(ctx, db, `SELECT delete_expired_links($1, $2)`, now.Add(-r.Links))
-		if err != nil {
+		if aged.Links, err = untilNone(ctx, db, `SELECT delete_expired_links($1, $2)`, r.Links); err != nil {
 			return aged, fmt.Errorf("delete old links: %w", err)
 		}
 	}
@@ -49,10 +51,10 @@ func (r Retention) Age(ctx context.Context, db *pgxpool.Pool, now time.Time) (ag
 }
 
 // untilNone runs a statement that deletes at most ageRows and says how many, until it finds none.
-func untilNone(ctx context.Context, db *pgxpool.Pool, sql string, before time.Time) (total int64, err error) {
+func untilNone(ctx context.Context, db *pgxpool.Pool, sql string, age time.Duration) (total int64, err error) {
 	for {
 		var n int64
-		if err := db.QueryRow(ctx, sql, before, ageRows).Scan(&n); err != nil || n == 0 {
+		if err := db.QueryRow(ctx, sql, age, ageRows).Scan(&n); err != nil || n == 0 {
 			return total, err
 		}
 		total += n

@@ -68,7 +68,6 @@ func hashSeal(before Head, lastSeq int64, at time.Time, rows []row) Head {
 type Sealer struct {
 	Pool    *pgxpool.Pool // that waits for the disk: a crash must not take a seal back whose head is out
 	Publish portal.PublishFunc
-	Now     func() time.Time
 
 	patience time.Duration // with writers that are under way; 0 = settleWait
 }
@@ -86,17 +85,17 @@ const Lock int64 = 0x6175646974
 // ErrSealing is returned when another process seals just now.
 var ErrSealing = errors.New("another process seals the audit just now")
 
-// Seal seals all that was committed when it was called. Each seal is a transaction of its own, and the last one
-// tells the head, so a crash leaves the first seals, and the next call goes on behind them. It returns ErrSealing, and a
+// Seal seals all that was committed when it was called. Each seal is a transaction of its own, which also tells the new
+// head, so a crash leaves the first seals, and the next call goes on behind them. It returns ErrSealing, and a
 // HeldUpError where a transaction kept it from the end.
 func (s *Sealer) Seal(ctx context.Context) (done Sealed, err error) {
 	for {
 		var n int
-		err := portal.InTx(ctx, s.Pool, func(tx *portal.Tx) (err error) {
+		err = portal.InTx(ctx, s.Pool, func(tx *portal.Tx) (err error) {
 			n, done.Head, err = s.sealSome(ctx, tx)
 			return err
 		})
-		// InTx has committed: durable are a seal, and with the last one its audit.sealed row and publish job.
+		// InTx has committed: durable are a seal, its audit.sealed row and the job that publishes it.
 		if err != nil || n == 0 {
 			return done, err
 		}
@@ -109,9 +108,15 @@ func (s *Sealer) Seal(ctx context.Context) (done Sealed, err error) {
 
 // sealSome makes the next seal, of at most sealRows, and returns how many rows are in it.
 func (s *Sealer) sealSome(ctx context.Context, tx *portal.Tx) (int, Head, error) {
+	// Each statement has to see what the ones before it waited for, whatever the database's default is.
+	_, _ = tx.Exec(ctx, `SET TRANSACTION ISOLATION LEVEL READ COMMITTED`)
 	var mine bool
-	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, Lock).Scan(&mine); err != nil || !mine {
-		return 0, Head{}, errors.Join(err, ErrSealing)
+	var now time.Time // the database's: clocks of workers differ, and a seal's time bounds what is in it
+	if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1), now()`, Lock).Scan(&mine, &now); err != nil {
+		return 0, Head{}, fmt.Errorf("begin to seal: %w", err)
+	}
+	if !mine {
+		return 0, Head{}, ErrSealing
 	}
 	before, lastSeq, err := head(ctx, tx)
 	if err != nil {
@@ -128,7 +133,6 @@ func (s *Sealer) sealSome(ctx context.Context, tx *portal.Tx) (int, Head, error)
 	if len(rows) == sealRows {
 		upTo = rows[len(rows)-1].seq
 	}
-	now := s.Now().Truncate(time.Microsecond) // what Postgres keeps
 	made := hashSeal(before, upTo, now, rows)
 	ids, marks := make([][16]byte, len(rows)), make([]byte, 0, markBytes*len(rows))
 	for i := range rows {
@@ -138,10 +142,7 @@ func (s *Sealer) sealSome(ctx context.Context, tx *portal.Tx) (int, Head, error)
 		made.Number, upTo, now, ids, marks, made.Hash[:]); err != nil {
 		return 0, before, fmt.Errorf("write a seal: %w", err)
 	}
-	if len(rows) < sealRows {
-		err = s.tell(ctx, tx, made, now)
-	}
-	return len(rows), made, err
+	return len(rows), made, s.tell(ctx, tx, made, now)
 }
 
 // markBytes are kept of each row's hash, to tell which one was changed.
@@ -211,10 +212,11 @@ func (e *HeldUpError) Error() string {
 	return fmt.Sprintf("a transaction of the Postgres process %d holds up the sealing of the audit; see pg_stat_activity, and end it", e.PID)
 }
 
-// How often, and how long, a Seal looks whether the writers are through that it found.
+// How often, ever more seldom, and how long a Seal looks whether the writers are through that it found.
 const (
-	settleStep = 5 * time.Millisecond
-	settleWait = 5 * time.Second
+	settleFirst = 2 * time.Millisecond
+	settleMost  = 250 * time.Millisecond
+	settleWait  = 5 * time.Second
 )
 
 // settled returns a number up to which every row is committed that ever will be.
@@ -229,12 +231,11 @@ func (s *Sealer) settled(ctx context.Context, tx pgx.Tx) (last int64, err error)
 	if err != nil || len(waiting) == 0 {
 		return last, err
 	}
-	tick, deadline := time.NewTicker(settleStep), time.NewTimer(cmp.Or(s.patience, settleWait))
-	defer tick.Stop()
+	deadline := time.NewTimer(cmp.Or(s.patience, settleWait))
 	defer deadline.Stop()
-	for len(waiting) > 0 {
+	for pause := settleFirst; len(waiting) > 0; pause = min(2*pause, settleMost) {
 		select {
-		case <-tick.C:
+		case <-time.After(pause):
 		case <-deadline.C:
 			return 0, &HeldUpError{PID: pid}
 		case <-ctx.Done():
@@ -247,12 +248,13 @@ func (s *Sealer) settled(ctx context.Context, tx pgx.Tx) (last int64, err error)
 	return last, nil
 }
 
-// writers are the transactions that hold audit_events to write to it: those among the given ones, or all.
+// writers are the transactions that hold audit_events to write to it: those among the given ones, or all. A prepared
+// one may have been among them under another name.
 func writers(ctx context.Context, tx pgx.Tx, among []string) (held []string, pid int32, err error) {
 	rows, err := tx.Query(ctx, `SELECT virtualtransaction, coalesce(pid, 0) FROM pg_locks
 		WHERE locktype = 'relation' AND relation = 'audit_events'::regclass AND mode = 'RowExclusiveLock'
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-			AND pid IS DISTINCT FROM pg_backend_pid() AND ($1::text[] IS NULL OR virtualtransaction = ANY($1))`, among)
+			AND pid IS DISTINCT FROM pg_backend_pid() AND ($1::text[] IS NULL OR virtualtransaction = ANY($1) OR pid IS NULL)`, among)
 	if err != nil {
 		return nil, 0, fmt.Errorf("see who writes to the audit: %w", err)
 	}

@@ -69,7 +69,7 @@ func setup(t testing.TB) *bundle {
 	t.Helper()
 	url := testkit.Database(t, migrate)
 	b := &bundle{t: t, owner: open(t, url, ``), pool: open(t, url, `SET ROLE latchkey_app`)}
-	b.sealer = &Sealer{Pool: b.pool, Publish: publish, Now: time.Now}
+	b.sealer = &Sealer{Pool: b.pool, Publish: publish}
 	b.link = b.newLink("req-1", "cus_jo", time.Now().Add(time.Hour))
 	return b
 }

@@ -3,7 +3,6 @@ package audit
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"runtime"
@@ -57,8 +56,8 @@ var (
 // thing that is not as it was sealed, ErrNoSuchSeal or ErrOtherSeal where the chain does not go through each of since
 // and kept. progress, if any, is told the rows done.
 //
-// It reads on as many connections as there are processors: seals can be checked apart, each with the hash that is stored
-// in the one before.
+// It reads on as many connections as there are processors (Connections): seals can be checked apart, each with the hash that
+// is stored in the one before.
 func Verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress func(rows int64)) (v Verified, err error) {
 	for _, h := range []Head{since, kept} {
 		if err := through(ctx, db, h); err != nil {
@@ -121,10 +120,15 @@ type stretch struct {
 // stretchRows is about how many rows are read at once, for each connection.
 const stretchRows = 20_000
 
+// Connections is how many of its pool's a Verify takes. With fewer it would wait for itself.
+func Connections() int32 { return int32(lanes()) + 2 }
+
+// lanes check stretches at the same time.
+func lanes() int { return max(2, runtime.GOMAXPROCS(0)) }
+
 // chain checks the seals behind since, in stretches, several at a time, and looks at what they came to in their order.
 func (v *Verified) chain(ctx context.Context, db *pgxpool.Pool, since Head, progress func(int64)) error {
-	lanes := max(2, runtime.GOMAXPROCS(0))
-	work, order := make(chan *stretch), make(chan *stretch, lanes)
+	work, order := make(chan *stretch), make(chan *stretch, lanes())
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(work)
@@ -140,7 +144,7 @@ func (v *Verified) chain(ctx context.Context, db *pgxpool.Pool, since Head, prog
 			return nil
 		})
 	})
-	for range lanes {
+	for range lanes() {
 		group.Go(func() error {
 			for s := range work {
 				s.done <- s.check(ctx, db)
@@ -187,7 +191,8 @@ func stretches(ctx context.Context, db *pgxpool.Pool, since Head, upTo int64, ha
 		if err := rows.Scan(&next.number, &next.lastSeq, &next.at, &next.ids, &next.marks, &next.hash); err != nil {
 			return fmt.Errorf("read seals: %w", err)
 		}
-		before, afterSeq = Head{Number: next.number, Hash: [sha256.Size]byte(next.hash)}, next.lastSeq // 32 bytes, by a CHECK
+		before, afterSeq = Head{Number: next.number}, next.lastSeq
+		copy(before.Hash[:], next.hash)
 		s.seals, s.rows = append(s.seals, next), s.rows+int64(len(next.ids))
 		if s.rows < stretchRows {
 			continue
@@ -243,6 +248,9 @@ func (s *seal) check(ctx context.Context, db *pgxpool.Pool, rows []row) error {
 // broken names what is not as it was sealed.
 func (s *seal) broken(ctx context.Context, db *pgxpool.Pool, rows []row) error {
 	broken := &BrokenError{What: "changed", Seal: s.number, Sealed: s.at}
+	if len(s.marks) != markBytes*len(s.ids) { // a CHECK holds that, which was dropped
+		return broken
+	}
 	for i := range max(len(rows), len(s.ids)) {
 		switch {
 		case i < len(rows) && !slices.Contains(s.ids, rows[i].id):

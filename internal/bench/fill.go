@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -50,7 +49,7 @@ func fillLinks(ctx context.Context, pool *pgxpool.Pool, links int) error {
 		return err
 	}
 	// Or the workers would have millions of rows to seal while they are measured.
-	if _, err := (&audit.Sealer{Pool: pool, Publish: jobs.PublishByJob, Now: time.Now}).Seal(ctx); err != nil {
+	if _, err := (&audit.Sealer{Pool: pool, Publish: jobs.PublishByJob}).Seal(ctx); err != nil {
 		return err
 	}
 	return settleTables(ctx, pool)

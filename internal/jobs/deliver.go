@@ -98,8 +98,11 @@ type deliveries struct {
 	log     *slog.Logger
 }
 
-// load reads a delivery. It returns errDelivered, portal.ErrNoLink where the database has lost the link,
-// or an error of the database.
+// errErased is returned for a delivery whose address and data were erased since.
+var errErased = errors.New("the delivery was erased")
+
+// load reads a delivery. It returns errDelivered, errErased with what is left of it, portal.ErrNoLink where the
+// database has lost the link, or an error of the database.
 func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*delivery, error) {
 	rows, err := portal.LoadEventRows(ctx, s.pool, `e.id = $1`, event)
 	if err != nil {
@@ -120,7 +123,7 @@ func (s *deliveries) load(ctx context.Context, event uuid.UUID, n int) (*deliver
 	case ended:
 		return nil, errDelivered
 	case len(entry) == 0:
-		return nil, portal.ErrNoLink
+		return d, errErased
 	}
 	if revoked != nil {
 		d.link.RevokedAt = *revoked
@@ -181,13 +184,16 @@ func (s *deliveries) end(ctx context.Context, d *delivery, o outcome) error {
 }
 
 // begin loads a delivery for its job. skip is what the job is to return where there is nothing to send.
-func (s *deliveries) begin(ctx context.Context, event uuid.UUID, n, attempts int) (d *delivery, skip error, ok bool) {
+func (s *deliveries) begin(ctx context.Context, channel string, event uuid.UUID, n, attempts int) (d *delivery, skip error, ok bool) {
 	d, err := s.load(ctx, event, n)
 	switch {
 	case errors.Is(err, errDelivered):
 		return nil, nil, false
+	case errors.Is(err, errErased):
+		d.Channel = channel
+		return nil, s.settle(ctx, d, failed(attempts, "what it needed was erased before it could be delivered", nil)), false
 	case errors.Is(err, portal.ErrNoLink):
-		return nil, river.JobCancel(errors.New("its link is gone, or the delivery: it was erased or past its retention, or the database was restored from a dump without it")), false
+		return nil, river.JobCancel(errors.New("its link is gone: it was past its retention, or the database was restored from a dump without it")), false
 	case err != nil:
 		return nil, s.later(event, err), false
 	}

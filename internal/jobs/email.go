@@ -64,7 +64,7 @@ func (w *emailWorker) NextRetry(job *river.Job[EmailArgs]) time.Time {
 // Work sends the mail and writes down how that ended. Durable when the server has taken it: nothing yet,
 // so a crash there sends it again, under the same Message-ID.
 func (w *emailWorker) Work(ctx context.Context, job *river.Job[EmailArgs]) error {
-	d, skip, ok := w.deliveries.begin(ctx, job.Args.Event, job.Args.N, job.Attempt)
+	d, skip, ok := w.deliveries.begin(ctx, ChannelEmail, job.Args.Event, job.Args.N, job.Attempt)
 	if !ok {
 		return skip
 	}

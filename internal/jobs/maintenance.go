@@ -93,9 +93,10 @@ type AgeArgs struct{}
 // Kind is the job's name in River.
 func (AgeArgs) Kind() string { return "age" }
 
-// InsertOpts gives it one try: the next one is due in an hour.
+// InsertOpts gives it one try: the next one is due in an hour. There is one at a time, however often the leader
+// changes, so that what is quick has a worker.
 func (AgeArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: queueMaintenance, MaxAttempts: 1}
+	return river.InsertOpts{Queue: queueMaintenance, MaxAttempts: 1, UniqueOpts: river.UniqueOpts{ByArgs: true}}
 }
 
 // ageWorker makes the audit's next months, and deletes what is older than it may be.
@@ -104,7 +105,6 @@ type ageWorker struct {
 
 	pool      *pgxpool.Pool
 	retention audit.Retention
-	now       func() time.Time
 	log       *slog.Logger
 }
 
@@ -114,7 +114,7 @@ func (w *ageWorker) Timeout(*river.Job[AgeArgs]) time.Duration { return ageEvery
 // Work does both, whatever becomes of the first.
 func (w *ageWorker) Work(ctx context.Context, _ *river.Job[AgeArgs]) error {
 	months := audit.AddMonths(ctx, w.pool)
-	aged, err := w.retention.Age(ctx, w.pool, w.now())
+	aged, err := w.retention.Age(ctx, w.pool)
 	if aged != (audit.Aged{}) {
 		w.log.Info("deleted what is past its retention", "visitors", aged.Visitors, "links", aged.Links)
 	}

@@ -54,7 +54,7 @@ func TestWebhookDisabledBySealsAlone(t *testing.T) {
 	w := setup(t).withWebhooks(Subscription{URL: target.URL})
 	w.sealing()
 	w.issue(request("r1"))
-	sealer := &audit.Sealer{Pool: w.pool, Publish: PublishByJob, Now: time.Now}
+	sealer := &audit.Sealer{Pool: w.pool, Publish: PublishByJob}
 	if _, err := sealer.Seal(w.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -76,8 +76,8 @@ func TestSpentRequestIDs(t *testing.T) {
 	t.Parallel()
 	w := setup(t)
 	link := w.issue(request("r1"))
-	w.exec(`UPDATE links SET created_at = created_at - interval '2 days', expires_at = now() - interval '1 day'`)
-	aged, err := audit.Retention{Links: time.Hour}.Age(w.ctx, w.pool, time.Now())
+	w.exec(`UPDATE links SET created_at = created_at - interval '3 days', expires_at = now() - interval '2 days'`)
+	aged, err := audit.Retention{Links: 24 * time.Hour}.Age(w.ctx, w.pool)
 	if err != nil || aged.Links != 1 || w.count(`SELECT count(*) FROM links WHERE id = $1`, link.ID) != 0 {
 		t.Fatalf("%+v, %v", aged, err)
 	}
@@ -112,7 +112,7 @@ func TestErasedEverywhere(t *testing.T) {
 		t.Fatal("nothing to erase")
 	}
 	w.sealing()
-	if _, err := (&audit.Sealer{Pool: w.pool, Publish: PublishByJob, Now: time.Now}).Seal(w.ctx); err != nil && !errors.Is(err, audit.ErrSealing) {
+	if _, err := (&audit.Sealer{Pool: w.pool, Publish: PublishByJob}).Seal(w.ctx); err != nil && !errors.Is(err, audit.ErrSealing) {
 		t.Fatal(err)
 	}
 	_, err := audit.Erase(w.ctx, w.owner, link.Customer)
@@ -132,5 +132,20 @@ func TestErasedEverywhere(t *testing.T) {
 	must(t, w.issuer.Issue(w.ctx, []*Item{again}))
 	if again.Rejection == nil || again.Rejection.Code != IDConflict {
 		t.Errorf("the same request again: %+v", again)
+	}
+}
+
+// A delivery that waits while its customer is erased ends with an outcome: who asked for it hears.
+func TestErasedDeliveryHasAnOutcome(t *testing.T) {
+	t.Parallel()
+	w := setup(t).withWebhooks()
+	target := newReceiver(t)
+	link := w.issue(webhookRequest("r1", target.URL))
+	_, err := audit.Erase(w.ctx, w.owner, link.Customer)
+	must(t, err)
+	must(t, w.webhookWorker().Work(w.ctx, w.webhookJob(t, link, 1)))
+	w.wantOutcome(link.ID, portal.LinkDeliveryFailed, `{"attempts":1,"channel":"webhook","error":"what it needed was erased before it could be delivered"}`)
+	if posts, _ := target.got(); len(posts) != 0 {
+		t.Errorf("%d posts", len(posts))
 	}
 }

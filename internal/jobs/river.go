@@ -100,8 +100,8 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 	river.AddWorker(workers, &webhookWorker{deliveries: out, webhooks: cfg.Webhooks, subscriptions: cfg.Subscriptions, event: maker.event, metrics: m})
 	store := portal.NewStore(cfg.Pool, r.Publish, cfg.Now)
 	river.AddWorker(workers, &sweepWorker{store: store, log: cfg.Log, metrics: m})
-	river.AddWorker(workers, &sealWorker{sealer: &audit.Sealer{Pool: cfg.Pool, Publish: r.Publish, Now: cfg.Now}, log: cfg.Log, metrics: m})
-	river.AddWorker(workers, &ageWorker{pool: cfg.JobPool, retention: cfg.Retention, now: cfg.Now, log: cfg.Log})
+	river.AddWorker(workers, &sealWorker{sealer: &audit.Sealer{Pool: cfg.Pool, Publish: r.Publish}, log: cfg.Log, metrics: m})
+	river.AddWorker(workers, &ageWorker{pool: cfg.JobPool, retention: cfg.Retention, log: cfg.Log})
 	client, err := river.NewClient(riverpgxv5.New(cfg.JobPool), &river.Config{
 		Queues:                      queues(cfg),
 		Workers:                     workers,

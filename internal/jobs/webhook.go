@@ -75,7 +75,7 @@ func (w *webhookWorker) Work(ctx context.Context, job *river.Job[WebhookArgs]) e
 	if job.Args.Target != "" {
 		return w.workSubscription(ctx, job, place)
 	}
-	d, skip, ok := w.deliveries.begin(ctx, job.Args.Event, job.Args.N, job.Attempt)
+	d, skip, ok := w.deliveries.begin(ctx, ChannelWebhook, job.Args.Event, job.Args.N, job.Attempt)
 	if !ok {
 		return skip
 	}

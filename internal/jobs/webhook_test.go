@@ -379,7 +379,7 @@ func TestWebhookWhileTheProcessStops(t *testing.T) {
 	}
 	worker := w.webhookWorker()
 	ended, end := context.WithCancel(w.ctx)
-	d, _, ok := worker.deliveries.begin(w.ctx, w.webhookJob(t, link, 1).Args.Event, 0, 1)
+	d, _, ok := worker.deliveries.begin(w.ctx, ChannelWebhook, w.webhookJob(t, link, 1).Args.Event, 0, 1)
 	end()
 	if !ok {
 		t.Fatal("the delivery can't be loaded")

@@ -53,7 +53,7 @@ func TestWorkersRole(t *testing.T) {
 	for _, sql := range []string{
 		`DELETE FROM links`, `DELETE FROM clicks`, `TRUNCATE links CASCADE`,
 		`UPDATE links SET expires_at = expires_at + interval '1 year'`, `UPDATE links SET session = '{}'`, `UPDATE links SET max_sessions = NULL`,
-		`UPDATE links SET request_id = 'x'`, `UPDATE clicks SET link_id = id`, `UPDATE audit_visitors SET user_agent = ''`, `INSERT INTO audit_events (id, at, kind, seq) VALUES (gen_random_uuid(), now(), 'request.rejected', 1)`, `SELECT setval('audit_events_seq', 1)`,
+		`UPDATE links SET request_id = 'x'`, `UPDATE clicks SET link_id = id`, `UPDATE audit_visitors SET user_agent = ''`, `DELETE FROM audit_visitors`, `INSERT INTO audit_events (id, at, kind, seq) VALUES (gen_random_uuid(), now(), 'request.rejected', 1)`, `SELECT setval('audit_events_seq', 1)`,
 		`UPDATE audit_seals SET number = 1`, `DELETE FROM audit_seals`, `DELETE FROM audit_events_others`, `CREATE TABLE mine ()`,
 	} {
 		wantDenied(t, b.pool, sql, "permission denied")
