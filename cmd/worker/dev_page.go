@@ -93,7 +93,8 @@ func (p *devPage) tools(samples []sample) []tool {
 		}
 		tools = append(tools, tool{"a token of the HTTP API, and a link by it", "TOKEN=$(" + database + worker + " tokens new --name me)\n  curl -sS " + p.Admin +
 			"/v1/links -H \"Authorization: Bearer $TOKEN\" -H 'Content-Type: application/json' -d '{\"id\": \"a-try\", \"source\": \"support\", \"session\": {\"customer\": \"" + customer + "\"}}'"},
-			tool{"the audit", "psql '" + p.Postgres + "' -c 'SELECT at, kind, request_id, detail FROM audit_events ORDER BY at'"})
+			tool{"the audit, as CSV", database + worker + " audit export"},
+			tool{"that nothing in it was changed", database + worker + " audit verify"})
 	}
 	return tools
 }
