@@ -38,26 +38,43 @@ func (b *bench) audit(ctx context.Context) error {
 	return b.clicksOnAYear(ctx, binary, sim.url, pool, rows, rounds, d)
 }
 
-// fillYear writes audit rows of the last twelve months, of the kinds and sizes that there are, as SQL.
+// fillYear writes audit rows of the last twelve months, of the kinds and sizes that there are, and the visitors of the
+// last thirty days.
 func fillYear(ctx context.Context, pool *pgxpool.Pool, rows int) error {
 	if _, err := pool.Exec(ctx, `SELECT audit_add_months(now() - interval '11 months')`); err != nil {
 		return err
 	}
 	const step = 500_000
 	for from := 0; from < rows; from += step {
-		if _, err := pool.Exec(ctx, `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail, visitor_hash)
-			SELECT (left(audit_id_at(t)::text, 13) || '-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, t,
-				(ARRAY['link.issued', 'link.opened', 'click.started', 'session.created'])[i % 4 + 1], gen_random_uuid(), 'in_' || md5(i::text),
-				CASE WHEN i % 4 > 1 THEN gen_random_uuid() END,
-				(ARRAY['{}', '{"state": "live", "method": "GET", "signals": [], "verdict": "person"}', '{"signals": [], "verdict": "person"}',
-					'{"livemode": true, "session_id": "bps_1PqRsTuVwXyZaBcDeFgHiJkL", "stripe_request_id": "req_AbCdEfGhIjKlMn"}'])[i % 4 + 1]::jsonb,
-				CASE WHEN i % 4 IN (1, 2) THEN sha256(i::text::bytea) END
-			FROM generate_series($1::int, $2::int) i, LATERAL (SELECT date_trunc('month', now()) - interval '11 months' + i * (interval '11 months' / $3::int)) AS at (t)`, from, min(from+step, rows)-1, rows); err != nil {
+		if _, err := pool.Exec(ctx, yearOfRows, from, min(from+step, rows)-1, rows); err != nil {
 			return err
 		}
 	}
+	if _, err := pool.Exec(ctx, monthOfVisitors); err != nil {
+		return err
+	}
 	return settleTables(ctx, pool)
 }
+
+// A row's number is the end of its id, and its visitor's salt is made of it.
+const (
+	salt      = `substring(sha256(i::text::bytea) FOR 16)`
+	userAgent = `'Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 Mobile/15E148 Safari/604.1'`
+
+	yearOfRows = `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail, visitor_hash)
+		SELECT (left(audit_id_at(t)::text, 13) || '-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, t,
+			(ARRAY['link.issued', 'link.opened', 'click.started', 'session.created'])[i % 4 + 1], gen_random_uuid(), 'in_' || md5(i::text),
+			CASE WHEN i % 4 > 1 THEN gen_random_uuid() END,
+			(ARRAY['{}', '{"state": "live", "method": "GET", "signals": [], "verdict": "person"}', '{"signals": [], "verdict": "person"}',
+				'{"livemode": true, "session_id": "bps_1PqRsTuVwXyZaBcDeFgHiJkL", "stripe_request_id": "req_AbCdEfGhIjKlMn"}'])[i % 4 + 1]::jsonb,
+			CASE WHEN i % 4 IN (1, 2) THEN sha256(` + salt + ` || substring(inet_send('203.0.113.7') FROM 4) || convert_to(` + userAgent + `, 'UTF8')) END
+		FROM generate_series($1::int, $2::int) i, 
+			LATERAL (SELECT date_trunc('month', now()) - interval '11 months' AS start) AS year, LATERAL (SELECT start + i * ((now() - start) / $3::int)) AS at (t)`
+
+	monthOfVisitors = `INSERT INTO audit_visitors (event_id, at, ip, user_agent, salt)
+		SELECT id, at, '203.0.113.7', ` + userAgent + `, ` + salt + `
+		FROM (SELECT id, at, ('x' || right(id::text, 12))::bit(48)::bigint AS i FROM audit_events WHERE visitor_hash IS NOT NULL AND at > now() - interval '30 days') e`
+)
 
 func (b *bench) sealAndVerify(ctx context.Context, pool *pgxpool.Pool) error {
 	began := time.Now()
@@ -75,8 +92,8 @@ func (b *bench) sealAndVerify(ctx context.Context, pool *pgxpool.Pool) error {
 	for range b.rounds() {
 		began := time.Now()
 		v, err := audit.Verify(ctx, pool, audit.Head{}, sealed.Head, nil)
-		if err != nil || v.Rows != sealed.Rows {
-			return errors.Join(err, fmt.Errorf("verified %d rows of %d", v.Rows, sealed.Rows))
+		if err != nil || v.Rows != sealed.Rows || v.Visitors == 0 {
+			return errors.Join(err, fmt.Errorf("verified %d rows of %d, and %d visitors", v.Rows, sealed.Rows, v.Visitors))
 		}
 		rates = append(rates, float64(v.Rows)/time.Since(began).Seconds())
 	}
