@@ -248,6 +248,9 @@ func (e *end) lettersOf(r *request) (codes []jobs.Code) {
 	return codes
 }
 
+// ofNoLink are the kinds that can be about no link.
+var ofNoLink = []portal.Kind{portal.RequestRejected, portal.AuditSealed, portal.WebhookDisabled}
+
 // published: an event for each audit row of an event's kind, under its id, and no other. link.issued once for a link.
 func (e *end) published() {
 	due, issued := map[string]portal.Kind{}, map[uuid.UUID]int{}
@@ -261,7 +264,7 @@ func (e *end) published() {
 		if a.kind == portal.LinkIssued {
 			issued[a.link]++
 		}
-		if _, there := e.links[a.link]; !there && a.kind != portal.RequestRejected {
+		if _, there := e.links[a.link]; !there && !slices.Contains(ofNoLink, a.kind) {
 			e.breaks("audit row %s (%s) is of link %s, which is not there", a.id, a.kind, a.link)
 		}
 	}
@@ -411,7 +414,7 @@ func (e *end) subscribed() {
 }
 
 func (e *end) jobs(ctx context.Context) error {
-	n, err := number(ctx, e.d.pool, `SELECT count(*) FROM river_job WHERE state IN ('discarded', 'cancelled') AND kind <> 'sweep'`)
+	n, err := number(ctx, e.d.pool, `SELECT count(*) FROM river_job WHERE state IN ('discarded', 'cancelled') AND queue <> 'maintenance'`)
 	if n > 0 {
 		e.breaks("%d jobs gave up", n)
 	}

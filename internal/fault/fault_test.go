@@ -70,7 +70,7 @@ func TestClockOverlay(t *testing.T) {
 // healthy is what a small run leaves where nothing is broken.
 func healthy() *end {
 	link, click := uuid.MustParse("00000000-0000-7000-8000-000000000001"), uuid.MustParse("00000000-0000-7000-8000-000000000002")
-	issued, repeat, started, created, delivered := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	issued, repeat, started, created, delivered, sealed := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
 	most := 1
 	session := stripesim.Session{ID: "bps_1", URL: "http://stripe/p/session/secret", IdempotencyKey: "latchkey_click_" + click.String()}
 	good := &request{id: "good", bodies: [][]byte{[]byte("good"), []byte("good")}, sent: 2, promised: true, answered: link, mails: []string{"jo@example.com"}}
@@ -81,7 +81,7 @@ func healthy() *end {
 		audit: []auditRow{{id: issued, link: link, kind: portal.LinkIssued}, {id: repeat, link: link, kind: portal.RequestDuplicate},
 			{id: started, link: link, click: click, kind: portal.ClickStarted},
 			{id: created, link: link, click: click, kind: portal.SessionCreated, detail: map[string]any{"session_id": "bps_1"}},
-			{id: delivered, link: link, kind: portal.LinkDelivered, detail: map[string]any{"channel": jobs.ChannelEmail}}},
+			{id: delivered, link: link, kind: portal.LinkDelivered, detail: map[string]any{"channel": jobs.ChannelEmail}}, {id: sealed, kind: portal.AuditSealed}},
 		clicks:   map[uuid.UUID]uuid.UUID{click: link},
 		events:   map[string]notify.Event{},
 		letters:  []letter{{jobs.InvalidJSON, []byte("bad")}},
@@ -91,7 +91,7 @@ func healthy() *end {
 		d: &deployment{stripe: &stripe{}, mail: &mailServer{got: map[string]map[string]int{"jo@example.com": {"<1@x>": 2}}},
 			hooks: &hookServer{got: map[string]map[string]int{everything: {}}}},
 	}
-	for id, kind := range map[uuid.UUID]portal.Kind{issued: portal.LinkIssued, repeat: portal.LinkIssued, created: portal.SessionCreated, delivered: portal.LinkDelivered} {
+	for id, kind := range map[uuid.UUID]portal.Kind{issued: portal.LinkIssued, repeat: portal.LinkIssued, created: portal.SessionCreated, delivered: portal.LinkDelivered, sealed: portal.AuditSealed} {
 		e.events[id.String()] = notify.Event{ID: id.String(), Type: notify.TypePrefix + string(kind)}
 		e.d.hooks.got[everything][id.String()] = 1
 	}
