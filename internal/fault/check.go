@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
@@ -34,6 +35,7 @@ type checked struct {
 	Webhooks int `json:"webhooks"`
 	Calls    int `json:"calls"`  // to Stripe whose click.started was looked for when they came
 	Unseen   int `json:"unseen"` // and those that came while Postgres was away
+	Heads    int `json:"heads"`  // of the audit's chain, that events told
 }
 
 func (c *checked) add(o checked) {
@@ -48,6 +50,7 @@ func (c *checked) add(o checked) {
 	c.Webhooks += o.Webhooks
 	c.Calls += o.Calls
 	c.Unseen += o.Unseen
+	c.Heads += o.Heads
 }
 
 // end is all that there is once a deployment is at rest.
@@ -82,6 +85,7 @@ type auditRow struct {
 }
 
 type letter struct {
+	id   string // that of the rejection's audit row
 	code jobs.Code
 	body []byte
 }
@@ -100,8 +104,10 @@ func (l *load) check(ctx context.Context) ([]string, checked, error) {
 	e.sessionsAndClicks()
 	e.delivered()
 	e.subscribed()
-	if err := e.jobs(ctx); err != nil {
-		return nil, e.n, err
+	for _, look := range []func(context.Context) error{e.proof, e.jobs} {
+		if err := look(ctx); err != nil {
+			return nil, e.n, err
+		}
 	}
 	return e.broken, e.n, e.logs()
 }
@@ -183,19 +189,14 @@ func (e *end) readEvents(ctx context.Context) error {
 
 func (e *end) readLetters(ctx context.Context) error {
 	return e.d.eachMessage(ctx, jobs.DeadStream, func(msg jetstream.Msg) error {
-		e.letters = append(e.letters, letter{jobs.Code(msg.Headers().Get(jobs.HeaderCode)), bytes.Clone(msg.Data())})
+		e.letters = append(e.letters, letter{msg.Headers().Get(nats.MsgIdHdr), jobs.Code(msg.Headers().Get(jobs.HeaderCode)), bytes.Clone(msg.Data())})
 		return nil
 	})
 }
 
 // requests: each that was promised has its link or its dead letter, and nobody else has one.
 func (e *end) requests() {
-	rejected := map[string]int{}
-	for _, a := range e.audit {
-		if a.kind == portal.RequestRejected {
-			rejected[a.request]++
-		}
-	}
+	e.rejections()
 	for _, r := range e.l.requests {
 		link, there := e.byRequest[r.id]
 		letters := e.lettersOf(r)
@@ -204,6 +205,8 @@ func (e *end) requests() {
 			e.breaks("request %s can't be served and has link %s", r.id, link)
 		case r.code != "" && r.promised && len(letters) == 0:
 			e.breaks("request %s can't be served and has no dead letter", r.id)
+		case r.stored == len(r.bodies) && e.codeOf(r) == jobs.IDConflict && len(letters) == 0:
+			e.breaks("request %s was confirmed with two contents and has no dead letter", r.id)
 		case r.code == "" && r.promised && !there:
 			e.breaks("request %s was confirmed and has no link", r.id)
 		case there && r.sent == 0:
@@ -229,6 +232,28 @@ func (e *end) requests() {
 		}
 	}
 	e.n.Requests, e.n.Links = len(e.l.requests), len(e.links)
+}
+
+// rejections: each that came by JetStream has its dead letter, under the id of its audit row; the service has told its
+// caller and needs none.
+func (e *end) rejections() {
+	open := map[string]bool{} // letters whose audit row was not seen yet
+	for _, letter := range e.letters {
+		open[letter.id] = true
+	}
+	for _, a := range e.audit {
+		if a.kind != portal.RequestRejected {
+			continue
+		}
+		r, id := e.l.byID[a.request], a.id.String()
+		if !open[id] && (r == nil || !r.create) {
+			e.breaks("the rejection %s of request %q has no dead letter", id, a.request)
+		}
+		delete(open, id)
+	}
+	for id := range open {
+		e.breaks("dead letter %s has no audit row", id)
+	}
 }
 
 // codeOf is what a request may be rejected with; empty = nothing.
@@ -411,6 +436,32 @@ func (e *end) subscribed() {
 		}
 		e.n.Webhooks++
 	}
+}
+
+// proof: the audit is as it was sealed, and its chain goes through each head that an event has told.
+func (e *end) proof(ctx context.Context) error {
+	heads := []audit.Head{{}}
+	for id, event := range e.events {
+		if event.Kind() != string(portal.AuditSealed) {
+			continue
+		}
+		var told struct{ Head string }
+		if err := json.Unmarshal(event.Data, &told); err != nil {
+			return fmt.Errorf("event %s: %w", id, err)
+		}
+		head, err := audit.ParseHead(told.Head)
+		if err != nil {
+			return fmt.Errorf("event %s: %w", id, err)
+		}
+		heads = append(heads, head)
+	}
+	e.n.Heads = len(heads) - 1
+	for _, head := range heads {
+		if _, err := audit.Verify(ctx, e.d.pool, audit.Head{}, head, nil); err != nil {
+			e.breaks("the audit, held against head %s: %v", head, err)
+		}
+	}
+	return nil
 }
 
 func (e *end) jobs(ctx context.Context) error {

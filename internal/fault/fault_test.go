@@ -70,7 +70,7 @@ func TestClockOverlay(t *testing.T) {
 // healthy is what a small run leaves where nothing is broken.
 func healthy() *end {
 	link, click := uuid.MustParse("00000000-0000-7000-8000-000000000001"), uuid.MustParse("00000000-0000-7000-8000-000000000002")
-	issued, repeat, started, created, delivered, sealed := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
+	issued, repeat, started, created, delivered, sealed, rejected := uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New(), uuid.New()
 	most := 1
 	session := stripesim.Session{ID: "bps_1", URL: "http://stripe/p/session/secret", IdempotencyKey: "latchkey_click_" + click.String()}
 	good := &request{id: "good", bodies: [][]byte{[]byte("good"), []byte("good")}, sent: 2, promised: true, answered: link, mails: []string{"jo@example.com"}}
@@ -81,10 +81,11 @@ func healthy() *end {
 		audit: []auditRow{{id: issued, link: link, kind: portal.LinkIssued}, {id: repeat, link: link, kind: portal.RequestDuplicate},
 			{id: started, link: link, click: click, kind: portal.ClickStarted},
 			{id: created, link: link, click: click, kind: portal.SessionCreated, detail: map[string]any{"session_id": "bps_1"}},
-			{id: delivered, link: link, kind: portal.LinkDelivered, detail: map[string]any{"channel": jobs.ChannelEmail}}, {id: sealed, kind: portal.AuditSealed}},
+			{id: delivered, link: link, kind: portal.LinkDelivered, detail: map[string]any{"channel": jobs.ChannelEmail}}, {id: sealed, kind: portal.AuditSealed},
+			{id: rejected, kind: portal.RequestRejected, request: "bad"}},
 		clicks:   map[uuid.UUID]uuid.UUID{click: link},
 		events:   map[string]notify.Event{},
-		letters:  []letter{{jobs.InvalidJSON, []byte("bad")}},
+		letters:  []letter{{rejected.String(), jobs.InvalidJSON, []byte("bad")}},
 		sessions: []stripesim.Session{session},
 		l: &load{requests: []*request{good, bad}, byID: map[string]*request{"good": good, "bad": bad},
 			given: map[uuid.UUID][]string{link: {session.URL}}},
@@ -135,6 +136,9 @@ func TestChecksFindWhatIsBroken(t *testing.T) {
 		"has no dead letter":                              func(e *end) { e.letters = nil },
 		`has a dead letter invalid_field, want "invalid_`: func(e *end) { e.letters[0].code = jobs.InvalidField },
 		"was sent 1 times and has 2 dead letters":         func(e *end) { e.letters = append(e.letters, e.letters[0]) },
+		"dead letter ":                                    drop(portal.RequestRejected),
+		"of request \"bad\" has no dead letter":           func(e *end) { e.letters = nil },
+		"with two contents and has no dead letter":        func(e *end) { e.l.requests[0].bodies[1], e.l.requests[0].stored = []byte("other"), 2 },
 		"can't be served and has link":                    func(e *end) { e.byRequest["bad"] = link },
 		"has no event":                                    func(e *end) { delete(e.events, e.audit[0].id.String()) },
 		"has no audit row":                                func(e *end) { e.events["other"] = notify.Event{ID: "other", Type: notify.TypePrefix + "link.issued"} },

@@ -27,6 +27,8 @@ type request struct {
 	bodies   [][]byte // of that id; two that differ are a conflict
 	sent     int      // tries to publish or to create, however they ended
 	promised bool     // JetStream, or the micro service, has confirmed one
+	stored   int      // bodies that JetStream has confirmed
+	create   bool     // it is for the micro service
 	answered uuid.UUID
 	code     jobs.Code // that it is rejected with; empty = it is good
 	mails    []string  // addresses
@@ -102,6 +104,7 @@ func (l *load) drawAll(ctx context.Context) (acts []act) {
 	}
 	for i := range p.creates {
 		r := l.draw(fmt.Sprintf("create-%d-%d", p.seed, i))
+		r.create = true
 		acts = append(acts, act{between(l.rand, p.load), "create " + r.id, func() { l.create(ctx, r) }})
 	}
 	for i := range p.bulk {
@@ -197,7 +200,7 @@ func (l *load) publish(ctx context.Context, r *request, lazy bool) {
 			_, err := l.d.client.Send(try, producer.Message{ID: r.id, Source: source, Body: body})
 			cancel()
 			if err == nil {
-				l.edit(func() { r.promised = true })
+				l.edit(func() { r.promised, r.stored = true, r.stored+1 })
 				break
 			}
 			pause(ctx, 100*time.Millisecond)
