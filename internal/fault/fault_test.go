@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -21,8 +22,8 @@ func TestPlanFollowsFromItsSeed(t *testing.T) {
 	t.Parallel()
 	drawn := map[string]bool{}
 	for seed := uint64(1); seed <= 300; seed++ {
-		p := newPlan(seed, kinds)
-		if again := newPlan(seed, kinds); p.String() != again.String() {
+		p := newPlan(seed)
+		if again := newPlan(seed); p.String() != again.String() {
 			t.Fatalf("seed %d gives two plans:\n%s%s", seed, p, again)
 		}
 		if n := len(p.faults); n < 3 || n > 8 {
@@ -50,6 +51,14 @@ func TestPlanFollowsFromItsSeed(t *testing.T) {
 // The suite's worker has a clock that can jump, by this Go's time.Now.
 func TestClockOverlay(t *testing.T) {
 	t.Parallel()
+	language, err := goTells(t.Context(), "list", "-m", "-f", "{{.GoVersion}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	family := language[:strings.LastIndex(language, ".")] // 1.26 of 1.26.0
+	if version := runtime.Version(); version != "go"+family && !strings.HasPrefix(version, "go"+family+".") {
+		return // another Go's time.Now is not ours to know: the program says so when it starts
+	}
 	dir := t.TempDir()
 	path, err := clockOverlay(t.Context(), dir)
 	if err != nil {
@@ -212,7 +221,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"**4 runs with 6 faults; in 1 of them an invariant was broken (seeds 2).**", "seeds 1–3, 7: 1 with 1 worker, 3 with 3 workers, on", "in 2 min",
-		"| NATS killed | SIGKILL | 5 | 4 | 3 **!** |", "| worker killed | SIGKILL; started again at the fault's end | 1 | 1 | 1 |", "| worker frozen and thawed | SIGSTOP, SIGCONT | not drawn |",
+		"| NATS killed | SIGKILL | 5 | 4 | 3 **!** |", "| worker killed | SIGKILL; started again at the fault's end | 1 | 1 | 1 |", "| worker frozen and thawed | SIGSTOP, SIGCONT | not made |",
 		"Disks were not filled"} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the page has no %q:\n%s", want, text)

@@ -49,6 +49,10 @@ func (d *deployment) rest(ctx context.Context) error {
 	if err := d.untilReady(ctx); err != nil {
 		return err
 	}
+	return d.untilDone(ctx)
+}
+
+func (d *deployment) untilDone(ctx context.Context) error {
 	return until(ctx, restTime, "all to be done", func() (string, error) { return d.left(ctx) })
 }
 

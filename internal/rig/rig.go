@@ -74,9 +74,12 @@ func (w *Worker) UntilReady() error {
 	return errors.New("the worker was not ready in 20 s")
 }
 
+// client asks a worker about itself. One that is frozen takes connections and says nothing.
+var client = &http.Client{Timeout: 2 * time.Second}
+
 // Ready tells whether the worker says so.
 func (w *Worker) Ready() bool {
-	resp, err := http.Get(w.Admin + "/readyz")
+	resp, err := client.Get(w.Admin + "/readyz")
 	if err != nil {
 		return false
 	}
@@ -92,7 +95,7 @@ func (w *Worker) Stop() {
 
 // Metric is the value of a metric without labels, 0 where the worker does not tell.
 func (w *Worker) Metric(name string) float64 {
-	resp, err := http.Get(w.Admin + "/metrics")
+	resp, err := client.Get(w.Admin + "/metrics")
 	if err != nil {
 		return 0
 	}
