@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,20 @@ func TestPlanFollowsFromItsSeed(t *testing.T) {
 		if !drawn[k.name] {
 			t.Errorf("no seed up to 300 has %q", k.name)
 		}
+	}
+}
+
+// What was not there when a fault came is not counted as struck, and a lift is not waited for.
+func TestWhatIsNotThereIsNotStruck(t *testing.T) {
+	t.Parallel()
+	d := &deployment{plan: &plan{}, replicas: []*replica{{}}}
+	for _, k := range kinds {
+		if slices.Contains([]string{"worker killed", "worker frozen and thawed", postgresDiskFull, natsDiskFull}, k.name) {
+			d.plan.faults = append(d.plan.faults, injection{kind: k, lasts: time.Hour})
+		}
+	}
+	if err := d.strikeAll(t.Context(), func(string, ...any) {}); err != nil || len(d.plan.faults) != 4 || len(d.struck) != 0 {
+		t.Errorf("of %d faults %v struck: %v", len(d.plan.faults), d.struck, err)
 	}
 }
 
