@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"io"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/books"
 	"latchkey/internal/jobs"
 	"latchkey/internal/mailcatcher"
@@ -128,6 +130,7 @@ type crashing struct {
 func newCrashing(t *testing.T) *crashing {
 	t.Helper()
 	d := deploy(t)
+	d.holdSeals()
 	c := &crashing{t: t, d: d, hook: newHook(t)}
 	js, err := jetstream.New(d.nc)
 	if err != nil {
@@ -156,6 +159,19 @@ func newCrashing(t *testing.T) *crashing {
 	}
 	c.serve()
 	return c
+}
+
+// holdSeals keeps the audit unsealed until the end of the test, as the books want it.
+func (d *deployment) holdSeals() {
+	d.t.Helper()
+	conn, err := pgx.Connect(d.t.Context(), d.database)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	if _, err := conn.Exec(d.t.Context(), `SELECT pg_advisory_lock($1)`, audit.Lock); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 func hostOf(t *testing.T, raw string) string {

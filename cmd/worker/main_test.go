@@ -152,6 +152,19 @@ func (in *instance) untilReady(t *testing.T) {
 	}
 }
 
+// untilEnded is what the worker ended with by itself.
+func (in *instance) untilEnded(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-in.ended:
+		in.ended <- nil // for the cleanup
+		return err
+	case <-time.After(patience):
+		t.Fatalf("the worker did not end within %s", patience)
+		return nil
+	}
+}
+
 // logBuffer keeps what a worker logs.
 type logBuffer struct {
 	mu sync.Mutex
@@ -270,9 +283,10 @@ func (d *deployment) until(what string, met func() bool) {
 
 // process is a worker of its own, to be signalled.
 type process struct {
-	cmd  *exec.Cmd
-	out  *logBuffer
-	http string
+	cmd   *exec.Cmd
+	out   *logBuffer
+	http  string
+	admin string
 }
 
 // exec starts the worker's binary (this test's) with arguments, under the deployment's settings.
@@ -295,7 +309,7 @@ func (d *deployment) serve(env ...string) *process {
 	d.t.Helper()
 	public, admin := freePort(d.t), freePort(d.t)
 	p := d.exec(append([]string{"HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=debug"}, env...), "run")
-	p.http = "http://" + public
+	p.http, p.admin = "http://"+public, "http://"+admin
 	d.until("the worker process to be ready", func() bool {
 		status, _, _, err := do(d.t.Context(), http.MethodGet, "http://"+admin+"/readyz")
 		return err == nil && status == http.StatusOK

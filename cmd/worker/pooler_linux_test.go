@@ -85,8 +85,7 @@ func TestPgBouncer(t *testing.T) {
 	urls := d.pgbouncer("", "session", "transaction", "statement")
 	for _, mode := range []string{"transaction", "statement"} {
 		in := d.launch(func(c *Config) { c.DatabaseURL = urls[mode] })
-		err := <-in.ended
-		in.ended <- nil // for the cleanup
+		err := in.untilEnded(t)
 		if err == nil || !strings.Contains(err.Error(), "set pool_mode = session") {
 			t.Errorf("%s mode: %v", mode, err)
 		}

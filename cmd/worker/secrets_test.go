@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -24,8 +25,8 @@ func (d *deployment) secretSettings(smtp string) (settings map[string]string, se
 	d.t.Helper()
 	_, key, _ := strings.Cut(d.keys, ":")
 	settings = map[string]string{
-		"DATABASE_URL":          strings.Replace(d.database, "@/", ":zebra-database@/", 1),
-		"NATS_URL":              strings.Replace(d.nats, "nats://", "nats://worker:zebra-nats@", 1),
+		"DATABASE_URL":          d.replaced(d.database, "@/", ":zebra-database@/"),
+		"NATS_URL":              d.replaced(d.nats, "nats://", "nats://worker:zebra-nats@"),
 		"SMTP_URL":              "smtp://courier:zebra-smtp@" + smtp,
 		"WEBHOOK_SECRETS":       "whsec_emVicmEtemVicmEtemVicmEtemVicmEtemVicmE=",
 		"WEBHOOK_SUBSCRIPTIONS": "*=" + d.simURL + "/zebra-hook",
@@ -34,6 +35,15 @@ func (d *deployment) secretSettings(smtp string) (settings map[string]string, se
 		"LINK_KEYS":             d.keys,
 	}
 	return settings, []string{"zebra", "emVicmE", stripesim.TestKey, key}
+}
+
+// replaced puts a secret into an address, which must have the place for it: else nothing would be looked for.
+func (d *deployment) replaced(address, place, secret string) string {
+	d.t.Helper()
+	if !strings.Contains(address, place) {
+		d.t.Fatalf("%s has no %s", address, place)
+	}
+	return strings.Replace(address, place, secret, 1)
 }
 
 func environ(settings map[string]string, more ...string) (env []string) {
@@ -63,6 +73,7 @@ func TestSecretsOfAProcessStandNowhere(t *testing.T) {
 	secrets = append(secrets, token, token[:30], d.sim.Sessions()[0].URL)
 	const created = "PORTAL_EVENTS portal.events.session.created"
 	d.until("the event of the session", func() bool { return d.published()[created] != "" })
+	metrics := d.metrics(p, settings["ADMIN_TOKEN"])
 	release := d.holdLinks()
 	defer release()
 	go func() { _, _, _, _ = do(t.Context(), http.MethodPost, link.URL) }() // whose token is on a stack
@@ -76,7 +87,7 @@ func TestSecretsOfAProcessStandNowhere(t *testing.T) {
 		t.Errorf("exit %d, and no dump:\n%s", code, tail(p.out.String()))
 	}
 	release()
-	places := map[string]string{"the process' output": p.out.String()}
+	places := map[string]string{"the process' output": p.out.String(), "metrics": metrics}
 	maps.Copy(places, d.dump())
 	maps.Copy(places, d.published())
 	for _, name := range []string{"river_job", "audit_events", created} {
@@ -86,6 +97,26 @@ func TestSecretsOfAProcessStandNowhere(t *testing.T) {
 	}
 	delete(places, "PORTAL_EVENTS portal.events.link.issued") // has the URL: it is what the link is sent by
 	wantNone(t, places, secrets)
+}
+
+// metrics is all that a worker process measures.
+func (d *deployment) metrics(p *process, token string) string {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), http.MethodGet, p.admin+"/metrics", nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := noRedirect.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.Contains(string(body), "latchkey_") {
+		d.t.Fatalf("no metrics: %s, %v", resp.Status, err)
+	}
+	return string(body)
 }
 
 // published is every message of every stream, by stream and subject.
@@ -146,7 +177,7 @@ func TestSecretsAreNotInErrors(t *testing.T) {
 		"run, all wrong":       {wrong, []string{"run"}, "settings are not right"},
 		"check, away":          {away, []string{"check"}, "FAIL"},
 		"migrate, away":        {away, []string{"migrate"}, "no connection"},
-		"the database refuses": {with(map[string]string{"DATABASE_URL": strings.Replace(d.database, "postgres@/", "nobody:zebra@/", 1)}), []string{"run"}, "no connection to the database"},
+		"the database refuses": {with(map[string]string{"DATABASE_URL": d.replaced(d.database, "postgres@/", "nobody:zebra@/")}), []string{"run"}, "no connection to the database"},
 	} {
 		_, out := d.command(test.env, test.args...)
 		if !strings.Contains(out, test.says) {

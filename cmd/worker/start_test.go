@@ -207,8 +207,7 @@ func TestStartEndsOverWhatWaitingCantMend(t *testing.T) {
 			d := *d
 			d.t = t
 			in := d.launch(test.change)
-			err := <-in.ended
-			in.ended <- nil // for the cleanup
+			err := in.untilEnded(t)
 			if err == nil || !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("%v, want one line with %q", err, test.says)
 			}

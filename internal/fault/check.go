@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"latchkey/internal/audit"
 	"latchkey/internal/jobs"
 	"latchkey/internal/notify"
 	"latchkey/internal/portal"
@@ -34,6 +35,7 @@ type checked struct {
 	Webhooks int `json:"webhooks"`
 	Calls    int `json:"calls"`  // to Stripe whose click.started was looked for when they came
 	Unseen   int `json:"unseen"` // and those that came while Postgres was away
+	Heads    int `json:"heads"`  // of the audit's chain, that events told
 }
 
 func (c *checked) add(o checked) {
@@ -48,6 +50,7 @@ func (c *checked) add(o checked) {
 	c.Webhooks += o.Webhooks
 	c.Calls += o.Calls
 	c.Unseen += o.Unseen
+	c.Heads += o.Heads
 }
 
 // end is all that there is once a deployment is at rest.
@@ -82,6 +85,7 @@ type auditRow struct {
 }
 
 type letter struct {
+	id   string // that of the rejection's audit row
 	code jobs.Code
 	body []byte
 }
@@ -100,8 +104,10 @@ func (l *load) check(ctx context.Context) ([]string, checked, error) {
 	e.sessionsAndClicks()
 	e.delivered()
 	e.subscribed()
-	if err := e.jobs(ctx); err != nil {
-		return nil, e.n, err
+	for _, look := range []func(context.Context) error{e.proof, e.jobs} {
+		if err := look(ctx); err != nil {
+			return nil, e.n, err
+		}
 	}
 	return e.broken, e.n, e.logs()
 }
@@ -183,19 +189,14 @@ func (e *end) readEvents(ctx context.Context) error {
 
 func (e *end) readLetters(ctx context.Context) error {
 	return e.d.eachMessage(ctx, jobs.DeadStream, func(msg jetstream.Msg) error {
-		e.letters = append(e.letters, letter{jobs.Code(msg.Headers().Get(jobs.HeaderCode)), bytes.Clone(msg.Data())})
+		e.letters = append(e.letters, letter{msg.Headers().Get(nats.MsgIdHdr), jobs.Code(msg.Headers().Get(jobs.HeaderCode)), bytes.Clone(msg.Data())})
 		return nil
 	})
 }
 
 // requests: each that was promised has its link or its dead letter, and nobody else has one.
 func (e *end) requests() {
-	rejected := map[string]int{}
-	for _, a := range e.audit {
-		if a.kind == portal.RequestRejected {
-			rejected[a.request]++
-		}
-	}
+	e.rejections()
 	for _, r := range e.l.requests {
 		link, there := e.byRequest[r.id]
 		letters := e.lettersOf(r)
@@ -204,6 +205,8 @@ func (e *end) requests() {
 			e.breaks("request %s can't be served and has link %s", r.id, link)
 		case r.code != "" && r.promised && len(letters) == 0:
 			e.breaks("request %s can't be served and has no dead letter", r.id)
+		case r.stored == len(r.bodies) && e.codeOf(r) == jobs.IDConflict && len(letters) == 0:
+			e.breaks("request %s was confirmed with two contents and has no dead letter", r.id)
 		case r.code == "" && r.promised && !there:
 			e.breaks("request %s was confirmed and has no link", r.id)
 		case there && r.sent == 0:
@@ -231,6 +234,28 @@ func (e *end) requests() {
 	e.n.Requests, e.n.Links = len(e.l.requests), len(e.links)
 }
 
+// rejections: each that came by JetStream has its dead letter, under the id of its audit row; the service has told its
+// caller and needs none.
+func (e *end) rejections() {
+	open := map[string]bool{} // letters whose audit row was not seen yet
+	for _, letter := range e.letters {
+		open[letter.id] = true
+	}
+	for _, a := range e.audit {
+		if a.kind != portal.RequestRejected {
+			continue
+		}
+		r, id := e.l.byID[a.request], a.id.String()
+		if !open[id] && (r == nil || !r.create) {
+			e.breaks("the rejection %s of request %q has no dead letter", id, a.request)
+		}
+		delete(open, id)
+	}
+	for id := range open {
+		e.breaks("dead letter %s has no audit row", id)
+	}
+}
+
 // codeOf is what a request may be rejected with; empty = nothing.
 func (e *end) codeOf(r *request) jobs.Code {
 	if r.code == "" && slices.ContainsFunc(r.bodies, func(body []byte) bool { return !bytes.Equal(body, r.bodies[0]) }) {
@@ -248,6 +273,9 @@ func (e *end) lettersOf(r *request) (codes []jobs.Code) {
 	return codes
 }
 
+// ofNoLink are the kinds that can be about no link.
+var ofNoLink = []portal.Kind{portal.RequestRejected, portal.AuditSealed, portal.WebhookDisabled}
+
 // published: an event for each audit row of an event's kind, under its id, and no other. link.issued once for a link.
 func (e *end) published() {
 	due, issued := map[string]portal.Kind{}, map[uuid.UUID]int{}
@@ -261,7 +289,7 @@ func (e *end) published() {
 		if a.kind == portal.LinkIssued {
 			issued[a.link]++
 		}
-		if _, there := e.links[a.link]; !there && a.kind != portal.RequestRejected {
+		if _, there := e.links[a.link]; !there && !slices.Contains(ofNoLink, a.kind) {
 			e.breaks("audit row %s (%s) is of link %s, which is not there", a.id, a.kind, a.link)
 		}
 	}
@@ -410,8 +438,34 @@ func (e *end) subscribed() {
 	}
 }
 
+// proof: the audit is as it was sealed, and its chain goes through each head that an event has told.
+func (e *end) proof(ctx context.Context) error {
+	heads := []audit.Head{{}}
+	for id, event := range e.events {
+		if event.Kind() != string(portal.AuditSealed) {
+			continue
+		}
+		var told struct{ Head string }
+		if err := json.Unmarshal(event.Data, &told); err != nil {
+			return fmt.Errorf("event %s: %w", id, err)
+		}
+		head, err := audit.ParseHead(told.Head)
+		if err != nil {
+			return fmt.Errorf("event %s: %w", id, err)
+		}
+		heads = append(heads, head)
+	}
+	e.n.Heads = len(heads) - 1
+	for _, head := range heads {
+		if _, err := audit.Verify(ctx, e.d.pool, audit.Head{}, head, nil); err != nil {
+			e.breaks("the audit, held against head %s: %v", head, err)
+		}
+	}
+	return nil
+}
+
 func (e *end) jobs(ctx context.Context) error {
-	n, err := number(ctx, e.d.pool, `SELECT count(*) FROM river_job WHERE state IN ('discarded', 'cancelled') AND kind <> 'sweep'`)
+	n, err := number(ctx, e.d.pool, `SELECT count(*) FROM river_job WHERE state IN ('discarded', 'cancelled') AND queue <> 'maintenance'`)
 	if n > 0 {
 		e.breaks("%d jobs gave up", n)
 	}

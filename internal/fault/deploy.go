@@ -30,6 +30,7 @@ var targets = []string{"Postgres", "NATS", "Stripe", "the mail server"}
 // tools are built once for all runs.
 type tools struct {
 	worker, nats string
+	mounts       bool   // this machine lets us mount
 	clusters     string // of stack.PostgresConfig.Template
 }
 
@@ -42,7 +43,7 @@ type deployment struct {
 	pgConfig         stack.PostgresConfig
 	pg               *stack.Postgres
 	relay            net.Listener
-	pgDisk, natsDisk *disk // nil where the plan fills none
+	pgDisk, natsDisk *disk // nil where the plan fills none, or this machine has no right to mount
 	nats             *exec.Cmd
 	natsAddr         string
 	natsDir          string
@@ -50,6 +51,7 @@ type deployment struct {
 	mail             *mailServer
 	hooks            *hookServer
 	replicas         []*replica
+	struck           []injection // what of the plan was made
 
 	// The suite's own ways, around the proxies.
 	pool   *pgxpool.Pool
@@ -64,12 +66,12 @@ var postgresSettings = map[string]string{"shared_buffers": "32MB", "max_wal_size
 func newDeployment(ctx context.Context, tools *tools, plan *plan, dir string) (d *deployment, err error) {
 	d = &deployment{tools: tools, plan: plan, dir: dir, natsAddr: rig.FreePort()}
 	pgDir, natsDir := filepath.Join(dir, "postgres"), filepath.Join(dir, "nats")
-	if plan.has(postgresDiskFull) {
+	if tools.mounts && plan.has(postgresDiskFull) {
 		if d.pgDisk, err = mountDisk(ctx, pgDir); err != nil {
 			return d, err
 		}
 	}
-	if plan.has(natsDiskFull) {
+	if tools.mounts && plan.has(natsDiskFull) {
 		if d.natsDisk, err = mountDisk(ctx, natsDir); err != nil {
 			return d, err
 		}
@@ -196,7 +198,10 @@ func (d *deployment) startPostgres(ctx context.Context) (err error) {
 		select {
 		case <-d.pg.Done():
 			_ = d.pg.Stop(ctx) // frees the folder; that it had ended is known
-			d.pg, err = stack.StartPostgres(ctx, d.pgConfig)
+			pg, err := stack.StartPostgres(ctx, d.pgConfig)
+			if err == nil {
+				d.pg = pg
+			}
 			return "", err
 		default:
 		}
@@ -223,8 +228,11 @@ func (d *deployment) killPostgres() {
 	<-d.pg.Done()
 }
 
-func (d *deployment) startNATS(ctx context.Context) (err error) {
-	d.nats, err = rig.StartNATS(ctx, d.tools.nats, d.natsAddr, d.natsDir)
+func (d *deployment) startNATS(ctx context.Context) error {
+	cmd, err := rig.StartNATS(ctx, d.tools.nats, d.natsAddr, d.natsDir)
+	if err == nil { // else the last one is still what can be killed
+		d.nats = cmd
+	}
 	return err
 }
 

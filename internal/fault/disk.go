@@ -40,8 +40,12 @@ func canMount(ctx context.Context, dir string) bool {
 	return err == nil && d.unmount() == nil
 }
 
-// fill leaves no byte. Whoever writes then is told that no space is left, by the kernel.
+// fill leaves no byte. Whoever writes then is told that no space is left, by the kernel. A disk that could not be
+// mounted, nil, can't be filled.
 func (d *disk) fill() (lift func() error, err error) {
+	if d == nil {
+		return nil, nil
+	}
 	filler := filepath.Join(d.dir, "filler")
 	f, err := os.Create(filler)
 	if err != nil {

@@ -16,11 +16,11 @@ type kind struct {
 	subject   string // what is struck
 	ofReplica bool   // it strikes one replica, or the network of one
 	weight    int    // how often it is drawn
-	mounts    bool   // it needs the right to mount
 	jumps     bool   // a clock does, by a drawn number of seconds
 	endures   bool   // some take ten seconds longer
 
-	// strike makes the fault. lift ends it and sees that what was struck is there again; it waits for no healing.
+	// strike makes the fault. lift ends it and sees that what was struck is there again; it waits for no healing. It is nil
+	// where there was nothing to strike.
 	strike func(ctx context.Context, d *deployment, in injection) (lift func() error, err error)
 }
 
@@ -38,8 +38,8 @@ var kinds = append(append(append([]*kind{
 	{name: "Postgres killed", how: "SIGKILL to the postmaster and all backends; it recovers from its log", subject: "Postgres", weight: 5, strike: killPostgres},
 	{name: "a backend of Postgres killed", how: "SIGKILL to one that serves a worker; Postgres restarts all of them", subject: "Postgres", weight: 2, strike: killBackend},
 	{name: "NATS killed", how: "SIGKILL", subject: "NATS", weight: 5, strike: killNATS},
-	{name: postgresDiskFull, how: "a file takes all that is left of its tmpfs; removed in the end", subject: "Postgres", weight: 3, mounts: true, strike: fillPostgres},
-	{name: natsDiskFull, how: "the same, and NATS is restarted in the end, by SIGKILL, as an operator would do", subject: "NATS", weight: 3, mounts: true, strike: fillNATS},
+	{name: postgresDiskFull, how: "a file takes all that is left of its tmpfs; removed in the end", subject: "Postgres", weight: 3, strike: fillPostgres},
+	{name: natsDiskFull, how: "the same, and NATS is restarted in the end, by SIGKILL, as an operator would do", subject: "NATS", weight: 3, strike: fillNATS},
 }, networkKinds()...), stripeKinds()...), receiverKinds()...)
 
 func networkKinds() (all []*kind) {
@@ -119,11 +119,10 @@ func killWorker(_ context.Context, d *deployment, in injection) (func() error, e
 	return d.replicas[in.replica].kill(), nil
 }
 
-// A worker that is just being started may be gone before it is thawed: then there is nothing to thaw.
 func freezeWorker(_ context.Context, d *deployment, in injection) (func() error, error) {
 	pid := d.replicas[in.replica].pid()
 	if pid == 0 {
-		return func() error { return nil }, nil
+		return nil, nil
 	}
 	_ = syscall.Kill(pid, syscall.SIGSTOP)
 	return func() error { _ = syscall.Kill(pid, syscall.SIGCONT); return nil }, nil
@@ -144,9 +143,10 @@ func killBackend(ctx context.Context, d *deployment, _ injection) (func() error,
 	ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	err := d.pool.QueryRow(ask, `SELECT pid FROM pg_stat_activity WHERE application_name = 'latchkey' ORDER BY state = 'active' DESC, query_start DESC LIMIT 1`).Scan(&pid)
-	if err == nil {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	} // else no worker has a connection just now, and nothing happens
+	if err != nil { // no worker has a connection just now
+		return nil, nil
+	}
+	_ = syscall.Kill(pid, syscall.SIGKILL)
 	return func() error { return d.startPostgres(ctx) }, nil
 }
 
@@ -157,7 +157,7 @@ func killNATS(ctx context.Context, d *deployment, _ injection) (func() error, er
 
 func fillPostgres(ctx context.Context, d *deployment, _ injection) (func() error, error) {
 	lift, err := d.pgDisk.fill()
-	if err != nil {
+	if lift == nil {
 		return nil, err
 	}
 	return func() error {
@@ -170,7 +170,7 @@ func fillPostgres(ctx context.Context, d *deployment, _ injection) (func() error
 
 func fillNATS(ctx context.Context, d *deployment, _ injection) (func() error, error) {
 	lift, err := d.natsDisk.fill()
-	if err != nil {
+	if lift == nil {
 		return nil, err
 	}
 	return func() error {

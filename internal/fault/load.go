@@ -27,6 +27,8 @@ type request struct {
 	bodies   [][]byte // of that id; two that differ are a conflict
 	sent     int      // tries to publish or to create, however they ended
 	promised bool     // JetStream, or the micro service, has confirmed one
+	stored   int      // bodies that JetStream has confirmed
+	create   bool     // it is for the micro service
 	answered uuid.UUID
 	code     jobs.Code // that it is rejected with; empty = it is good
 	mails    []string  // addresses
@@ -102,6 +104,7 @@ func (l *load) drawAll(ctx context.Context) (acts []act) {
 	}
 	for i := range p.creates {
 		r := l.draw(fmt.Sprintf("create-%d-%d", p.seed, i))
+		r.create = true
 		acts = append(acts, act{between(l.rand, p.load), "create " + r.id, func() { l.create(ctx, r) }})
 	}
 	for i := range p.bulk {
@@ -197,7 +200,7 @@ func (l *load) publish(ctx context.Context, r *request, lazy bool) {
 			_, err := l.d.client.Send(try, producer.Message{ID: r.id, Source: source, Body: body})
 			cancel()
 			if err == nil {
-				l.edit(func() { r.promised = true })
+				l.edit(func() { r.promised, r.stored = true, r.stored+1 })
 				break
 			}
 			pause(ctx, 100*time.Millisecond)
@@ -269,10 +272,41 @@ func (l *load) visit(ctx context.Context, r *request, link *jobs.IssuedData) {
 	}
 }
 
-func (l *load) crowd() *crowd.Crowd {
+// serves presses a live link at each click server: when the faults are over, that leads to the portal. It ends at rest again.
+func (l *load) serves(ctx context.Context) error {
+	for _, r := range l.d.replicas {
+		if !r.clicks() {
+			continue
+		}
+		var link uuid.UUID // one without clicks, whose press can't share an older one's session
+		if err := l.d.pool.QueryRow(ctx, `SELECT id FROM links WHERE revoked_at IS NULL AND max_sessions IS NULL AND expires_at > now()
+			ORDER BY EXISTS (SELECT FROM clicks WHERE link_id = links.id), id LIMIT 1`).Scan(&link); err != nil {
+			return fmt.Errorf("find a live link: %w", err)
+		}
+		token, err := keyring.Sign(1, link)
+		if err != nil {
+			return err
+		}
+		p := &crowd.Person{Crowd: l.crowdAt(r), Path: "/l/" + token}
+		patient, cancel := context.WithTimeout(ctx, time.Minute)
+		err = p.Press(patient, 1)
+		cancel()
+		if p.Through().IsZero() {
+			l.broken = append(l.broken, fmt.Sprintf("after the faults a press on link %s does not lead to the portal at the replica with %s: %v (%v)", link, r.roles, p.Answers, err))
+			continue
+		}
+		l.given[link] = append(l.given[link], p.Answers[len(p.Answers)-1].Location)
+	}
+	return l.d.untilDone(ctx)
+}
+
+func (l *load) crowd() *crowd.Crowd { return l.crowdAt(l.d.replicas...) }
+
+// crowdAt goes to those of the replicas that serve clicks.
+func (l *load) crowdAt(replicas ...*replica) *crowd.Crowd {
 	c := &crowd.Crowd{Client: crowd.NewClient()}
 	c.Client.Timeout = 30 * time.Second
-	for _, r := range l.d.replicas {
+	for _, r := range replicas {
 		if r.clicks() {
 			c.Origins = append(c.Origins, "http://"+r.public)
 		}

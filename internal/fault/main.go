@@ -3,7 +3,7 @@
 //
 //	go run ./internal/fault -seeds 1-200 -docs docs    (make faults)
 //	go run ./internal/fault -seed 17                   one run, told as it goes
-//	go run ./internal/fault -for 60s                   as many runs as begin in that time, for CI
+//	go run ./internal/fault -for 60s                   as many runs as begin in that time, the first by the commit's seed, for CI
 //	go run ./internal/fault -soak 1h -docs docs        (make soak) no faults, a load for hours: nothing may grow
 //
 // A run follows from its seed: which replicas there are, what is asked of them, what breaks when and for how long
@@ -20,7 +20,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -47,7 +49,7 @@ func main() {
 	var o options
 	flag.StringVar(&o.seeds, "seeds", "1-200", "the runs' seeds, from-to")
 	flag.Uint64Var(&o.seed, "seed", 0, "one run, told as it goes")
-	flag.DurationVar(&o.during, "for", 0, "begin no more runs after this time; 0 = run all seeds")
+	flag.DurationVar(&o.during, "for", 0, "begin no more runs after this time, from a seed on that follows from the commit; 0 = run -seeds")
 	flag.DurationVar(&o.soak, "soak", 0, "put a load on one deployment for this time, without faults, in place of runs")
 	flag.StringVar(&o.docs, "docs", "", "keep the results in this directory, and render reliability.md there; empty = only print")
 	flag.BoolVar(&o.again, "render", false, "run nothing: render the page of -docs from the results that are there")
@@ -67,7 +69,7 @@ func (o options) run(ctx context.Context) error {
 	if o.again {
 		return renderAgain(o.docs)
 	}
-	from, to, err := o.firstAndLast()
+	from, to, err := o.firstAndLast(ctx)
 	if err != nil {
 		return err
 	}
@@ -88,9 +90,13 @@ func (o options) run(ctx context.Context) error {
 	return s.tell(o.docs, time.Since(began))
 }
 
-func (o options) firstAndLast() (from, to uint64, err error) {
+func (o options) firstAndLast(ctx context.Context) (from, to uint64, err error) {
 	if o.seed > 0 {
 		return o.seed, o.seed, nil
+	}
+	if o.during > 0 {
+		from, err := seedOfCommit(ctx)
+		return from, math.MaxUint64, err
 	}
 	first, last, _ := strings.Cut(o.seeds, "-")
 	from, err1 := strconv.ParseUint(first, 10, 64)
@@ -101,13 +107,22 @@ func (o options) firstAndLast() (from, to uint64, err error) {
 	return from, to, nil
 }
 
+// seedOfCommit has each commit try seeds of its own: always the first ones would find the same each time.
+func seedOfCommit(ctx context.Context) (uint64, error) {
+	hash, err := exec.CommandContext(ctx, "git", "rev-parse", "HEAD").Output()
+	if err != nil {
+		return 0, fmt.Errorf("-for takes its first seed from the commit, and git tells none; give -seeds in its place: %w", err)
+	}
+	n, err := strconv.ParseUint(string(hash[:min(15, len(hash))]), 16, 64)
+	fmt.Printf("the first seed of commit %.10s is %d\n", hash, n%1_000_000+1)
+	return n%1_000_000 + 1, err
+}
+
 // suite runs seeds and tallies them.
 type suite struct {
-	tools    *tools
-	dir      string
-	verbose  bool
-	mounts   bool
-	possible []*kind
+	tools   *tools
+	dir     string
+	verbose bool
 
 	found  *result
 	failed []uint64
@@ -124,23 +139,17 @@ func newSuite(ctx context.Context, verbose bool) (s *suite, err error) {
 	if err := os.Chmod(s.dir, 0o711); err != nil {
 		return nil, err
 	}
-	s.mounts = canMount(ctx, s.dir)
-	for _, k := range kinds {
-		if !k.mounts || s.mounts {
-			s.possible = append(s.possible, k)
-		}
-	}
 	fmt.Println("building a worker whose clock can jump, and a NATS server; the first time takes minutes")
 	overlay, err := clockOverlay(ctx, s.dir)
 	if err != nil {
 		return nil, err
 	}
-	s.tools = &tools{clusters: filepath.Join(s.dir, "clusters")}
+	s.tools = &tools{clusters: filepath.Join(s.dir, "clusters"), mounts: canMount(ctx, s.dir)}
 	if s.tools.worker, err = rig.Build(ctx, s.dir, "latchkey/cmd/worker", "-overlay", overlay); err != nil {
 		return nil, err
 	}
 	s.tools.nats, err = rig.Build(ctx, s.dir, rig.NATSServer)
-	s.found = &result{Measured: time.Now().UTC().Truncate(time.Second), Commit: rig.Commit(ctx), Mounts: s.mounts, Faults: map[string]tally{}}
+	s.found = &result{Measured: time.Now().UTC().Truncate(time.Second), Commit: rig.Commit(ctx), Mounts: s.tools.mounts, Faults: map[string]tally{}}
 	return s, err
 }
 
@@ -152,7 +161,7 @@ func (s *suite) close() {
 
 // one runs a seed. The error is the suite's own; what the service broke is tallied.
 func (s *suite) one(ctx context.Context, seed uint64) error {
-	p := newPlan(seed, s.possible)
+	p := newPlan(seed)
 	if s.verbose {
 		fmt.Print(p)
 	}
@@ -177,9 +186,9 @@ func (s *suite) one(ctx context.Context, seed uint64) error {
 		broken = append(broken, err.Error()) // it never came to rest, or could not be read: no less broken
 	}
 	_ = d.close()
-	s.count(p, n, len(broken) == 0)
+	s.count(d, n, len(broken) == 0)
 	if len(broken) == 0 {
-		fmt.Printf("seed %d: %d faults, %d links, %d sessions, %d events, %.0f s: ok\n", seed, len(p.faults), n.Links, n.Sessions, n.Events, time.Since(began).Seconds())
+		fmt.Printf("seed %d: %d faults, %d links, %d sessions, %d events, %.0f s: ok\n", seed, len(d.struck), n.Links, n.Sessions, n.Events, time.Since(began).Seconds())
 		return d.remove()
 	}
 	s.kept = true
@@ -213,6 +222,9 @@ func (d *deployment) through(ctx context.Context, say func(string, ...any)) ([]s
 		return l.broken, checked{}, err
 	}
 	say("at rest")
+	if err := l.serves(ctx); err != nil {
+		return l.broken, checked{}, err
+	}
 	return l.check(ctx)
 }
 
@@ -220,44 +232,56 @@ func (d *deployment) through(ctx context.Context, say func(string, ...any)) ([]s
 func (d *deployment) strikeAll(ctx context.Context, say func(string, ...any)) error {
 	began := time.Now()
 	struck := map[string]*sync.Mutex{} // what recovers more slowly than the plan thought is not struck before it is there again
-	ends := make(chan error, len(d.plan.faults))
-	for _, in := range d.plan.faults {
+	type end struct {
+		made bool
+		err  error
+	}
+	ends := make([]end, len(d.plan.faults))
+	var all sync.WaitGroup
+	for i, in := range d.plan.faults {
 		if struck[in.subject()] == nil {
 			struck[in.subject()] = &sync.Mutex{}
 		}
 		subject := struck[in.subject()]
-		go func() {
+		all.Go(func() {
 			pause(ctx, in.at-time.Since(began))
 			subject.Lock()
 			defer subject.Unlock()
 			say("%5.1f s  %s", time.Since(began).Seconds(), in.kind.name)
-			err := d.strike(ctx, in)
+			made, err := d.strike(ctx, in)
 			say("%5.1f s  over: %s", time.Since(began).Seconds(), in.kind.name)
-			ends <- err
-		}()
+			if !made && err == nil {
+				fmt.Printf("seed %d: not made, since there was nothing to strike: %s\n", d.plan.seed, in)
+			}
+			ends[i] = end{made, err}
+		})
 	}
+	all.Wait()
 	var err error
-	for range d.plan.faults {
-		err = errors.Join(err, <-ends)
+	for i, end := range ends {
+		if end.made {
+			d.struck = append(d.struck, d.plan.faults[i])
+		}
+		err = errors.Join(err, end.err)
 	}
 	return err
 }
 
-func (d *deployment) strike(ctx context.Context, in injection) error {
+func (d *deployment) strike(ctx context.Context, in injection) (made bool, err error) {
 	lift, err := in.kind.strike(ctx, d, in)
-	if err == nil {
+	if lift != nil && err == nil {
 		pause(ctx, in.lasts)
 		err = lift()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", in.kind.name, err)
+		err = fmt.Errorf("%s: %w", in.kind.name, err)
 	}
-	return nil
+	return lift != nil, err
 }
 
 // count adds a run to the tallies.
-func (s *suite) count(p *plan, n checked, survived bool) {
-	r := s.found
+func (s *suite) count(d *deployment, n checked, survived bool) {
+	r, p := s.found, d.plan
 	r.Seeds = append(r.Seeds, p.seed)
 	if !survived {
 		s.failed = append(s.failed, p.seed)
@@ -265,7 +289,7 @@ func (s *suite) count(p *plan, n checked, survived bool) {
 	}
 	r.Checked.add(n)
 	seen := map[string]bool{}
-	for _, in := range p.faults {
+	for _, in := range d.struck {
 		t := r.Faults[in.kind.name]
 		t.Injected++
 		if !seen[in.kind.name] {

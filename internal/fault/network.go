@@ -9,6 +9,8 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+
+	"latchkey/internal/rig"
 )
 
 // wire is the network between one worker and one server.
@@ -18,7 +20,7 @@ type wire struct{ *toxiproxy.Proxy }
 var wires = toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 
 func newWire(name, to string) (wire, error) {
-	w := wire{toxiproxy.NewProxy(wires, name, "127.0.0.1:0", to)}
+	w := wire{toxiproxy.NewProxy(wires, name, rig.FreePort(), to)}
 	return w, w.Start()
 }
 

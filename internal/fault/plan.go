@@ -59,13 +59,13 @@ var topologies = [][]string{
 	{"intake,jobs", "intake,click", "jobs,click"},
 }
 
-// newPlan draws from the kinds that this machine can make.
-func newPlan(seed uint64, possible []*kind) *plan {
+// newPlan draws from all kinds, whichever this machine can make, so that a seed is the same plan everywhere.
+func newPlan(seed uint64) *plan {
 	r := rand.New(rand.NewPCG(seed, 0))
 	p := &plan{seed: seed, roles: topologies[r.IntN(len(topologies))], rate: []int{10, 50, 1000}[r.IntN(3)], restart: r.IntN(4) > 0, load: 6 * time.Second,
 		requests: 30 + r.IntN(60), bulk: r.IntN(120), creates: 5 + r.IntN(10), bad: 2 + r.IntN(4), revoked: 1 + r.IntN(4)}
 	var tickets []*kind
-	for _, k := range possible {
+	for _, k := range kinds {
 		tickets = append(tickets, slices.Repeat([]*kind{k}, k.weight)...)
 	}
 	for range 3 + r.IntN(6) {

@@ -35,7 +35,6 @@ type replica struct {
 	stopping bool
 	ended    chan struct{} // the supervisor did
 	exit     error         // of the last one
-	byItself int           // ends that nobody asked for
 }
 
 func (r *replica) clicks() bool { return strings.Contains(r.roles, "click") }
@@ -102,9 +101,6 @@ func (r *replica) tell(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.exit = err
-	if !r.stopping && r.held == nil {
-		r.byItself++
-	}
 }
 
 // pid is 0 while there is no process.
@@ -124,15 +120,16 @@ func (r *replica) ready() bool {
 	return w != nil && w.Ready()
 }
 
-// kill is kill -9; lift lets it start again.
+// kill is kill -9; lift lets it start again. It is nil where there is no process.
 func (r *replica) kill() (lift func() error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.worker == nil {
+		return nil
+	}
 	held := make(chan struct{})
 	r.held = held
-	if r.worker != nil {
-		_ = r.worker.Cmd.Process.Kill()
-	}
+	_ = r.worker.Cmd.Process.Kill()
 	return func() error { close(held); return nil }
 }
 

@@ -132,14 +132,14 @@ func page(all results) ([]byte, error) {
 type FaultRow struct {
 	Name, How string
 	tally
-	Drawn bool
+	Made bool
 }
 
-// Rows are all kinds, in their order, drawn or not.
+// Rows are all kinds, in their order, made or not.
 func (r *result) Rows() (rows []FaultRow) {
 	for _, k := range kinds {
-		t, drawn := r.Faults[k.name]
-		rows = append(rows, FaultRow{k.name, k.how, t, drawn})
+		t, made := r.Faults[k.name]
+		rows = append(rows, FaultRow{k.name, k.how, t, made})
 	}
 	return rows
 }

@@ -102,11 +102,11 @@ func (s *suite) soak(ctx context.Context, d time.Duration, docs string) (err err
 
 // unit is one customer: a link at once, another one through the stream, by mail and by webhook, the page, the button.
 func (w *soaking) unit(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	own, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	n := w.last.Add(1)
-	err := w.sendAndPress(ctx, n)
-	if w.done.Add(1); err != nil && ctx.Err() == nil {
+	err := w.sendAndPress(own, n)
+	if w.done.Add(1); err != nil && ctx.Err() == nil { // whose own time is over has failed; where the soak is ended, nobody has
 		if w.failed.Add(1) < 10 {
 			fmt.Fprintln(os.Stderr, "fault: a unit of the soak:", err)
 		}

@@ -144,7 +144,7 @@ func TestWebhookDelivers(t *testing.T) {
 	w.issue(webhookRequest("r1", target.URL+"/hook"))
 	w.events(3)
 	w.eventually("no job left", func() bool {
-		return w.count(`SELECT count(*) FROM river_job WHERE finalized_at IS NULL AND kind <> 'sweep'`) == 0
+		return w.count(`SELECT count(*) FROM river_job WHERE finalized_at IS NULL AND queue <> 'maintenance'`) == 0
 	})
 	if posts, _ := target.got(); len(posts) != 1 {
 		t.Errorf("the target got %d posts", len(posts))

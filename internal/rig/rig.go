@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -74,9 +76,12 @@ func (w *Worker) UntilReady() error {
 	return errors.New("the worker was not ready in 20 s")
 }
 
+// client asks a worker about itself. One that is frozen takes connections and says nothing.
+var client = &http.Client{Timeout: 2 * time.Second}
+
 // Ready tells whether the worker says so.
 func (w *Worker) Ready() bool {
-	resp, err := http.Get(w.Admin + "/readyz")
+	resp, err := client.Get(w.Admin + "/readyz")
 	if err != nil {
 		return false
 	}
@@ -92,7 +97,7 @@ func (w *Worker) Stop() {
 
 // Metric is the value of a metric without labels, 0 where the worker does not tell.
 func (w *Worker) Metric(name string) float64 {
-	resp, err := http.Get(w.Admin + "/metrics")
+	resp, err := client.Get(w.Admin + "/metrics")
 	if err != nil {
 		return 0
 	}
@@ -117,15 +122,26 @@ func Memory(pid int, what string) float64 {
 	return float64(kb) / 1024
 }
 
-// FreePort is an address of loopback that nobody listens on just now.
+// FreePort is an address of loopback that nobody listens on just now, and that stays free until it is used: it is below
+// the ports that systems give to who asks for any (from 32768 on, or above), and it is given once. One of theirs would
+// be given to a proxy or a connection next.
 func FreePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
+	for range freePorts {
+		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+nextPort.Add(1)%freePorts)
+		if l, err := net.Listen("tcp", addr); err == nil {
+			_ = l.Close()
+			return addr
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return "127.0.0.1:0" // whoever uses it says what is wrong with listening
 }
+
+const freePorts = 12_000
+
+// nextPort begins anywhere, since several programs may run at the same time.
+var nextPort atomic.Int64
+
+func init() { nextPort.Store(rand.Int64N(freePorts)) }
 
 // StartNATS starts a server as a process of its own, with its streams and its log in and beside dir, and returns once
 // JetStream answers.
