@@ -32,7 +32,7 @@ func (w *world) keyOf(id string) int {
 	}
 	issued, err := w.issuer.Issued(links[0])
 	must(w.t, err)
-	if got, err := w.keys.Verify(issued.URL[strings.LastIndex(issued.URL, "/")+1:]); err != nil || got != links[0].ID {
+	if got, _, err := w.keys.Verify(issued.URL[strings.LastIndex(issued.URL, "/")+1:]); err != nil || got != links[0].ID {
 		w.t.Errorf("the URL of %s names %s (%v)", id, got, err)
 	}
 	return int(links[0].KeyID)
