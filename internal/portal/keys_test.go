@@ -293,6 +293,12 @@ func TestKeyUses(t *testing.T) {
 			t.Errorf("live of %v: %d, %v", ids, n, err)
 		}
 	}
+	if _, err := b.owner.Exec(t.Context(), `INSERT INTO retired_keys (id, retired_at, retired_by) VALUES (7, now(), 'jo')`); err != nil { // its links are not revoked yet
+		t.Fatal(err)
+	}
+	if n, err := LiveOf(t.Context(), b.pool, []byte{7}, b.clock.now()); n != 0 || err != nil {
+		t.Errorf("live of a retired key: %d, %v", n, err)
+	}
 }
 
 func TestKeyringChangesWhileItIsUsed(t *testing.T) {
