@@ -119,7 +119,8 @@ func newRevokeCommand() *cobra.Command {
 		Short: "End links for ever",
 		Long: `Ends one link, a request's, a customer's or a campaign's links, or the live ones of a signing key;
 effective on the next click. A link that was renewed ends with its renewals. Prints how many it ended.
-A key goes on signing; 'worker keys retire' closes it.`,
+A key goes on signing; 'worker keys retire' closes it, and is the way among tens of millions of
+links: the worker that answers this command stops after 30 s, and may have ended none.`,
 		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {

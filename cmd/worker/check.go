@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,7 +158,9 @@ func (c *checkup) keys(ctx context.Context, cfg *Config) {
 		case k.State == keyMissing && k.Live > 0:
 			problems = append(problems, fmt.Sprintf("%d live links need key %d, which LINK_KEYS lacks; put it back, or 'worker keys retire %d'", k.Live, k.ID, k.ID))
 		case k.State == keyRetired && k.ID == cfg.keys.IDs()[0]:
-			problems = append(problems, fmt.Sprintf("key %d, the first of LINK_KEYS, is retired; put another one first", k.ID))
+			problems = append(problems, fmt.Sprintf("key %d, the first of LINK_KEYS, is retired; put another one first, and take it out", k.ID))
+		case k.State == keyRetired && slices.Contains(cfg.keys.IDs(), k.ID):
+			problems = append(problems, fmt.Sprintf("key %d of LINK_KEYS is retired; take it out", k.ID))
 		case k.State == keySigns || k.State == keyVerifies:
 			fine = append(fine, fmt.Sprintf("%d %s", k.ID, k.State))
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"net/url"
 	"os"
 	"strings"
 
@@ -17,17 +16,28 @@ import (
 // every link's data would go to who can put himself between.
 func parseDatabase(database string) (*pgxpool.Config, error) {
 	cfg, err := pgxpool.ParseConfig(database)
-	if err != nil || strings.Contains(database, "sslmode") || os.Getenv("PGSSLMODE") != "" || !leavesMachine(cfg.ConnConfig) {
+	if err != nil || os.Getenv("PGSSLMODE") != "" || !leavesMachine(cfg.ConnConfig) {
 		return cfg, err
 	}
-	u, err := url.Parse(database)
-	if err != nil || !strings.HasPrefix(u.Scheme, "postgres") { // a connection string
-		return pgxpool.ParseConfig(database + " sslmode=verify-full")
+	return pgxpool.ParseConfig(verifyFirst(database))
+}
+
+// verifyFirst puts sslmode=verify-full ahead of the settings, of which the last one of a name wins, so that none has to be
+// looked for. It is put in as text: what is a password to pgx may be none to net/url (^ # ? { |), which would
+// give another one, or another database.
+func verifyFirst(database string) string {
+	const setting = "sslmode=verify-full"
+	_, hosts, isURL := strings.Cut(database, "://")
+	if !isURL || !strings.HasPrefix(database, "postgres://") && !strings.HasPrefix(database, "postgresql://") {
+		return setting + " " + database
 	}
-	query := u.Query()
-	query.Set("sslmode", "verify-full")
-	u.RawQuery = query.Encode()
-	return pgxpool.ParseConfig(u.String())
+	if i := strings.IndexAny(hosts, "@/"); i >= 0 && hosts[i] == '@' { // where the password ends for pgconn and libpq
+		hosts = hosts[i+1:]
+	}
+	if _, settings, ok := strings.Cut(hosts, "?"); ok {
+		return strings.TrimSuffix(database, settings) + setting + "&" + settings
+	}
+	return database + "?" + setting
 }
 
 // exposed tells why a connection to Postgres can be read or changed on its way, or is empty.

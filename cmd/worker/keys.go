@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strconv"
 	"text/tabwriter"
@@ -103,6 +102,7 @@ missing there.`,
 
 func newKeysRetireCommand() *cobra.Command {
 	var reason, by string
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "retire ID",
 		Short: "Close a key for ever: its links die, and none is signed by it any more",
@@ -111,7 +111,8 @@ process, whatever its LINK_KEYS. The links that were live are revoked one by one
 and an event each; interrupted, the same command goes on. It can't be undone, and the id can't be
 used again. The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.
 
-Put another key first in LINK_KEYS before. To end a key's links and go on using it:
+Put another key first in LINK_KEYS before, and take this one out after. It needs LINK_KEYS (or
+LINK_KEYS_FILE), to tell that the key is not the one that signs; --force does without. To end a key's links and go on using it:
 'enqueue revoke --key'.`,
 		Example: "  worker keys retire 1 --reason 'was in a backup that leaked'",
 		Args:    cobra.ExactArgs(1),
@@ -121,8 +122,8 @@ Put another key first in LINK_KEYS before. To end a key's links and go on using 
 				return cli.Usagef("ID must be a key's id, 0 to 255")
 			}
 			return withKeys(cmd.Context(), func(db *pgxpool.Pool, ring *portal.Keyring) error {
-				if ring != nil && ring.IDs()[0] == byte(id) {
-					return fmt.Errorf("key %d is the first of LINK_KEYS, so it signs; put another one first, on every process, and then retire it", id)
+				if err := mayRetire(cmd.Context(), db, ring, byte(id), force); err != nil {
+					return err
 				}
 				n, err := retireKey(cmd.Context(), db, byte(id), by, reason)
 				if err == nil {
@@ -134,15 +135,29 @@ Put another key first in LINK_KEYS before. To end a key's links and go on using 
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "for the audit")
 	cmd.Flags().StringVar(&by, "by", cli.UserName(), "who retires it, for the audit")
+	cmd.Flags().BoolVar(&force, "force", false, "without LINK_KEYS: it could be the only key, and then no links are made until there is another")
 	return cmd
 }
 
-func retireKey(ctx context.Context, db *pgxpool.Pool, id byte, by, reason string) (int, error) {
-	river, err := jobs.NewRiver(jobs.RiverConfig{Pool: db, JobPool: db, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return 0, err
+// mayRetire refuses what would leave nothing to sign by, and an id that is mistyped: both can't be undone.
+func mayRetire(ctx context.Context, db *pgxpool.Pool, ring *portal.Keyring, id byte, force bool) error {
+	switch {
+	case ring == nil && !force:
+		return errors.New("LINK_KEYS is not set, so this could be the only key that signs; set it as the workers have it, or add --force")
+	case ring != nil && ring.IDs()[0] == id:
+		return fmt.Errorf("key %d is the first of LINK_KEYS, so it signs; put another one first, on every process, and then retire it", id)
+	case ring != nil && slices.Contains(ring.IDs(), id):
+		return nil
 	}
-	n, err := portal.NewStore(db, river.Publish, time.Now).RetireKey(ctx, id, by, reason)
+	uses, err := portal.KeyUses(ctx, db, time.Now())
+	if err == nil && !slices.ContainsFunc(uses, func(u portal.KeyUse) bool { return u.ID == id }) {
+		err = fmt.Errorf("key %d is not in LINK_KEYS, and no link was signed by it; 'worker keys' lists those that are known", id)
+	}
+	return err
+}
+
+func retireKey(ctx context.Context, db *pgxpool.Pool, id byte, by, reason string) (int, error) {
+	n, err := portal.NewStore(db, jobs.PublishByJob, time.Now).RetireKey(ctx, id, by, reason)
 	if errors.Is(err, portal.ErrRevocation) {
 		return 0, cli.Usagef("--by must not be empty, and neither it nor --reason longer than 200 characters")
 	}

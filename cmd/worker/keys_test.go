@@ -129,6 +129,12 @@ func TestKeysListAndRetire(t *testing.T) {
 	if code, out := d.command(nil, "keys", "retire", "1"); code != 1 || !strings.Contains(out, "put another one first") {
 		t.Errorf("a key that signs: exit %d\n%s", code, out)
 	}
+	if code, out := d.command([]string{"LINK_KEYS="}, "keys", "retire", "1"); code != 1 || !strings.Contains(out, "add --force") {
+		t.Errorf("a key that could be the only one: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(moved, "keys", "retire", "9"); code != 1 || !strings.Contains(out, "no link was signed by it") {
+		t.Errorf("a key that nobody knows: exit %d\n%s", code, out)
+	}
 	if n := d.number(`SELECT count(*) FROM retired_keys`); n != 0 {
 		t.Fatal("it was retired")
 	}
@@ -156,10 +162,16 @@ func TestKeysListAndRetire(t *testing.T) {
 	if code, out := d.command([]string{"LINK_BASE_URL=" + w.click}, "check"); code != 1 || !strings.Contains(out, "key 1, the first of LINK_KEYS, is retired") {
 		t.Errorf("check of a first key that is retired: exit %d\n%s", code, out)
 	}
-	if code, out := d.command(moved, "check"); code != 0 || !strings.Contains(out, "2 signs") {
+	if code, out := d.command(moved, "check"); code != 1 || !strings.Contains(out, "key 1 of LINK_KEYS is retired; take it out") {
+		t.Errorf("check of a retired key that stays: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(append(moved[1:], "LINK_KEYS="+freshKey(2)), "check"); code != 0 || !strings.Contains(out, "2 signs") {
 		t.Errorf("check: exit %d\n%s", code, out)
 	}
-	for _, wrong := range [][]string{{"retire"}, {"retire", "256"}, {"retire", "x"}, {"retire", "5", "--by", ""}, {"frob"}, {"list", "x"}} {
+	if code, out := d.command([]string{"LINK_KEYS="}, "keys", "retire", "1", "--force"); code != 0 || out != "retired key 1; links revoked: 0\n" {
+		t.Errorf("again, by force: exit %d\n%s", code, out)
+	}
+	for _, wrong := range [][]string{{"retire"}, {"retire", "256"}, {"retire", "x"}, {"retire", "2", "--by", ""}, {"frob"}, {"list", "x"}} {
 		if code, out := d.command(nil, append([]string{"keys"}, wrong...)...); code != 2 {
 			t.Errorf("keys %v: exit %d\n%s", wrong, code, out)
 		}

@@ -37,7 +37,7 @@ func watchKeys(ctx context.Context, cfg *Config, db *pgxpool.Pool, every time.Du
 }
 
 // warnOfLost tells what a key was needed for that is in use no more. It was taken out all the same: a key that leaked
-// must go, whatever it serves.
+// must go, whatever it serves. One that is retired serves nothing, and is not to come back.
 func warnOfLost(ctx context.Context, db *pgxpool.Pool, lost []byte, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

@@ -106,10 +106,8 @@ func connect(cfg *Config, log *slog.Logger) (b *backends, err error) {
 	if b.nats, err = connectNATS(cfg, log); err != nil {
 		return b, err
 	}
-	for _, warning := range []string{exposed(b.pool.Config().ConnConfig), config.Exposed(b.nats)} {
-		if warning != "" {
-			log.Warn(warning)
-		}
+	if warning := exposed(b.pool.Config().ConnConfig); warning != "" {
+		log.Warn(warning)
 	}
 	// An ack that never comes must not keep its place among the pending ones for ever.
 	if b.jetStream, err = jetstream.New(b.nats, jetstream.WithPublishAsyncTimeout(publishAckTimeout)); err != nil {
@@ -138,6 +136,9 @@ func (b *backends) ensureStreams(ctx context.Context) error {
 		return fmt.Errorf("NATS refuses this worker, are the user in NATS_URL and NATS_CREDS right? %w", b.nats.LastError())
 	}
 	if !b.nats.IsConnected() {
+		if err := b.nats.LastError(); err != nil && !natsAway(err) { // it is back as another one
+			return fmt.Errorf("NATS can't be connected to, is its certificate right, and the user in NATS_URL and NATS_CREDS? %w", err)
+		}
 		return nats.ErrNoServers
 	}
 	ctx, cancel := context.WithTimeout(ctx, streamsCheckTime)
@@ -243,7 +244,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
 	if cfg.keysFile != "" {
-		r.start("keys", func() error { watchKeys(intakeCtx, cfg, b.pool, keysEvery, log); return nil })
+		r.start("keys", func() error { watchKeys(intakeCtx, cfg, b.jobPool, keysEvery, log); return nil })
 	}
 	s := &starting{cfg: cfg, log: log, admin: admin, backends: b, role: role, running: r,
 		clicks: role.click.HTTPServer(), public: l.public}
@@ -454,13 +455,19 @@ func connectNATS(cfg *Config, log *slog.Logger) (*nats.Conn, error) {
 }
 
 func dialNATS(cfg *Config, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+	warnIfExposed := func(nc *nats.Conn) {
+		if warning := config.Exposed(nc); warning != "" {
+			log.Warn(warning)
+		}
+	}
 	return cfg.NATS.Connect("latchkey worker", append(more,
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("the connection to NATS is lost; reconnecting", "error", err)
 			}
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) { log.Info("the connection to NATS is back") }),
+		nats.ConnectHandler(warnIfExposed),
+		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("the connection to NATS is back"); warnIfExposed(nc) }),
 		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
 			subject := ""
 			if sub != nil {

@@ -151,9 +151,13 @@ func natsAway(err error) bool {
 	return unreachable(err)
 }
 
-// unreachable is an error of the network. One of TLS is not: who answers is the wrong one, or we are to it.
+// unreachable is an error of the network. One of TLS is not: who answers is the wrong one, or we are to it, which
+// it tells by an alert.
 func unreachable(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // crypto/tls has no type of it
 		return false
 	}
 	_, network := errors.AsType[net.Error](err) // timeouts and unknown hosts too
@@ -163,6 +167,9 @@ func unreachable(err error) bool {
 // plainly is why a server is waited for, for readyz: no address and no user.
 func plainly(err error) string {
 	if answer, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if strings.HasPrefix(answer.Code, "08") { // PgBouncer's text names the database and the user
+			return "the pooler has no server"
+		}
 		return answer.Message
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok && dns.IsNotFound {

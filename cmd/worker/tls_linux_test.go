@@ -4,12 +4,16 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"latchkey/internal/config"
@@ -151,6 +155,10 @@ func TestPostgresTLSIsTheDefault(t *testing.T) {
 		"postgres://u:p@db.example.com/latchkey?sslmode=disable":          false,
 		"host=db.example.com sslmode=disable":                             false,
 		"postgres://u:p@127.0.0.1,db.example.com/latchkey?sslmode=prefer": false,
+		"postgres://u:p@db.example.com/latchkey?ssl=true":                 false, // sslmode=require
+		"postgres://u:p@db.example.com/latchkey?":                         true,
+		"postgres://u:sslmode@db.example.com/sslmode":                     true,
+		"host=db.example.com user=u password=sslmode=disable":             true,
 	} {
 		cfg, err := poolConfig(database)
 		if err != nil {
@@ -160,12 +168,34 @@ func TestPostgresTLSIsTheDefault(t *testing.T) {
 		if got := exposed(cfg.ConnConfig) == ""; got != safe {
 			t.Errorf("%s: safe %t", database, got)
 		}
-		if strings.Contains(database, "sslmode") || !safe || local(cfg.ConnConfig.Host) && len(cfg.ConnConfig.Fallbacks) == 0 {
+		if strings.Contains(database, "?sslmode") || !safe || local(cfg.ConnConfig.Host) && len(cfg.ConnConfig.Fallbacks) == 0 {
 			continue
 		}
 		for _, way := range ways(cfg.ConnConfig) {
 			if !local(way.Host) && (way.TLSConfig == nil || way.TLSConfig.ServerName != way.Host) {
 				t.Errorf("%s: %s does not have to prove its name", database, way.Host)
+			}
+		}
+	}
+}
+
+// What pgx takes as a password is one, whatever net/url would make of it.
+func TestPostgresTLSLeavesTheRestAsItIs(t *testing.T) {
+	t.Parallel()
+	for _, password := range []string{"p^w", "12#x", "a?b", "{x}|y", "sslmode=disable", "p:w", "50%25"} {
+		for _, scheme := range []string{"postgres://", "postgresql://"} {
+			for _, settings := range []string{"", "?application_name=x", "?application_name=x&pool_max_conns=3"} {
+				database := scheme + "latchkey:" + password + "@db.example.com:6543/books" + settings
+				cfg, err := parseDatabase(database)
+				if err != nil {
+					t.Errorf("%s: %v", database, err)
+					continue
+				}
+				c := cfg.ConnConfig
+				if c.User != "latchkey" || c.Password != strings.ReplaceAll(password, "%25", "%") || c.Host != "db.example.com" || c.Port != 6543 || c.Database != "books" ||
+					settings != "" && c.RuntimeParams["application_name"] != "x" || exposed(c) != "" || c.TLSConfig.ServerName != "db.example.com" {
+					t.Errorf("%s: %s with %q at %s:%d/%s, %v; %s", database, c.User, c.Password, c.Host, c.Port, c.Database, c.RuntimeParams, exposed(c))
+				}
 			}
 		}
 	}
@@ -184,6 +214,98 @@ func tlsNATS(t *testing.T, config *tls.Config) (addr string) {
 		t.Fatal("NATS is not ready")
 	}
 	return ns.Addr().String()
+}
+
+// Who waits for NATS, and then finds somebody else there, says so and ends: waiting mends nothing.
+func TestNATSComesBackAsAnother(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	ca := testkit.NewAuthority(t)
+	other := tlsNATS(t, ca.Server(t, "nats.example.com"))
+	var there atomic.Bool
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if there.Load() {
+				go passOn(conn, other)
+			} else {
+				_ = conn.Close()
+			}
+		}
+	}()
+	cfg := &Config{NATS: config.NATS{URL: "tls://u:hushhush@" + l.Addr().String(), CA: ca.File(t)}}
+	b := &backends{cfg: cfg}
+	if b.nats, err = connectNATS(cfg, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.close)
+	if err := b.ensureStreams(t.Context()); !natsAway(err) {
+		t.Errorf("while it is away: %v", err)
+	}
+	there.Store(true)
+	(&deployment{t: t}).until("the certificate to be the error", func() bool {
+		err = b.ensureStreams(t.Context())
+		return !natsAway(err)
+	})
+	if err == nil || !strings.Contains(err.Error(), "certificate") || strings.Contains(err.Error(), "hushhush") {
+		t.Error(err)
+	}
+}
+
+func passOn(conn net.Conn, to string) {
+	defer conn.Close()
+	server, err := net.Dial("tcp", to)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() { _, _ = io.Copy(server, conn); _ = server.Close() }()
+	_, _ = io.Copy(conn, server)
+}
+
+// A server that refuses our certificate tells it by an alert, which is no failure of the network. (Where it hangs up
+// before the alert is read, it can't be told from one.)
+func TestARefusedCertificateIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
+	ca := testkit.NewAuthority(t)
+	demands := ca.Server(t, "127.0.0.1")
+	demands.ClientAuth, demands.ClientCAs = tls.RequireAndVerifyClientCert, ca.Client().RootCAs
+	l, err := tls.Listen("tcp", "127.0.0.1:0", demands)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	refused := make(chan net.Conn, 1)
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			_ = conn.(*tls.Conn).Handshake()
+			refused <- conn
+		}
+	}()
+	conn, err := tls.Dial("tcp", l.Addr().String(), ca.Client())
+	if err == nil {
+		_, err = conn.Read(make([]byte, 1))
+		_ = conn.Close()
+	}
+	_ = (<-refused).Close()
+	if err = fmt.Errorf("ping: %w", err); natsAway(err) || databaseAway(err) || !strings.Contains(err.Error(), "certificate required") {
+		t.Errorf("%v is waited for", err)
+	}
+}
+
+// PgBouncer names the database and the user, which readyz tells to everybody.
+func TestReadyzNamesNoUser(t *testing.T) {
+	t.Parallel()
+	if got := plainly(fmt.Errorf("ping: %w", &pgconn.PgError{Code: "08P01", Message: "server login failed: FATAL password authentication failed for user \"latchkey\""})); strings.Contains(got, "latchkey") {
+		t.Error(got)
+	}
 }
 
 func TestNATSByTLS(t *testing.T) {

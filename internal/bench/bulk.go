@@ -218,7 +218,7 @@ func readLinks(path string, n int) ([]issuedLink, error) {
 			return nil, fmt.Errorf("%s: row %d is %q", path, i, row)
 		}
 		_, token, _ := strings.Cut(row[3], "/l/")
-		id, err := keys.Verify(token)
+		id, _, err := keys.Verify(token)
 		if err != nil || id.String() != row[4] {
 			return nil, fmt.Errorf("%s: the link of row %d, %q, is not that of %s: %w", path, i, row[3], row[4], err)
 		}

@@ -305,7 +305,7 @@ func (s *site) plainHandler(ctx context.Context) (origin string, closeIt func(),
 		return "", nil, err
 	}
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id, err := s.keys.Verify(strings.TrimPrefix(r.URL.Path, "/l/"))
+		id, _, err := s.keys.Verify(strings.TrimPrefix(r.URL.Path, "/l/"))
 		if err != nil {
 			http.NotFound(w, r)
 			return

@@ -32,7 +32,7 @@ func (w *world) keyOf(id string) int {
 	}
 	issued, err := w.issuer.Issued(links[0])
 	must(w.t, err)
-	if got, err := w.keys.Verify(issued.URL[strings.LastIndex(issued.URL, "/")+1:]); err != nil || got != links[0].ID {
+	if got, _, err := w.keys.Verify(issued.URL[strings.LastIndex(issued.URL, "/")+1:]); err != nil || got != links[0].ID {
 		w.t.Errorf("the URL of %s names %s (%v)", id, got, err)
 	}
 	return int(links[0].KeyID)
@@ -121,5 +121,31 @@ func TestLinksOfARetiredKeyAreNotRenewed(t *testing.T) {
 	w.at(time.Hour)
 	if w.renew(old.ID) {
 		t.Error("renewed")
+	}
+}
+
+// Nor is a link of another key that was renewed from one, or to one, of the retired key: as with a revoked one.
+func TestAChainEndsWithARetiredKey(t *testing.T) {
+	t.Parallel()
+	for about, retired := range map[string]byte{"of the first link": 7, "of its renewal": 8} {
+		t.Run(about, func(t *testing.T) {
+			t.Parallel()
+			w := database(t)
+			old := w.emailed(testDeliver)
+			w.twoKeys()
+			w.at(time.Hour)
+			if !w.renew(old.ID) {
+				t.Fatal("not renewed")
+			}
+			renewal := w.renewals(old.ID)[0]
+			// As it is before Revoke has come to the links.
+			w.exec(`INSERT INTO retired_keys (id, retired_at, retired_by) VALUES ($1, now(), 'jo')`, int(retired))
+			w.at(48 * time.Hour)
+			for _, l := range []*portal.Link{old, renewal} {
+				if w.renew(l.ID) {
+					t.Errorf("%s, of key %d: renewed", l.RequestID, l.KeyID)
+				}
+			}
+		})
 	}
 }

@@ -151,7 +151,7 @@ func (w *world) newIssuer(pool *pgxpool.Pool) *Issuer {
 
 // open writes that somebody looked at a link.
 func (w *world) open(link *portal.Link, v *portal.Visitor) error {
-	_, err := w.store.Open(w.ctx, link.ID, func(*portal.Link) map[string]any {
+	_, err := w.store.Open(w.ctx, link.ID, link.KeyID, func(*portal.Link) map[string]any {
 		return map[string]any{"verdict": "person", "signals": []string{}, "method": "GET", "state": portal.StateLive}
 	}, v)
 	return err
@@ -159,7 +159,7 @@ func (w *world) open(link *portal.Link, v *portal.Visitor) error {
 
 func (w *world) startClick(store *portal.Store, link *portal.Link, click uuid.UUID, v *portal.Visitor) {
 	w.t.Helper()
-	_, err := store.StartClick(w.ctx, link.ID, click, func(*portal.Link) map[string]any { return nil }, v)
+	_, err := store.StartClick(w.ctx, link.ID, link.KeyID, click, func(*portal.Link) map[string]any { return nil }, v)
 	must(w.t, err)
 }
 

@@ -81,8 +81,8 @@ func (s *Issuer) renew(ctx context.Context, tx *portal.Tx, id uuid.UUID, v *port
 
 // lockChain holds the chain's first link until the transaction ends, so that presses at the same
 // time, on any replica and of any link of the chain, are counted one after the other. It returns
-// that link and the number of the next renewal. A chain of which any link was revoked is at its
-// end: an older link must not bring back what somebody took away.
+// that link and the number of the next renewal. A chain of which any link was revoked, by itself or
+// with its key, is at its end: an older link must not bring back what somebody took away.
 func lockChain(ctx context.Context, tx pgx.Tx, link uuid.UUID, now time.Time) (root uuid.UUID, next int, err error) {
 	// Presses of a link that somebody holds must not take every connection.
 	if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '500ms'`); err != nil {
@@ -98,7 +98,7 @@ func lockChain(ctx context.Context, tx pgx.Tx, link uuid.UUID, now time.Time) (r
 	// A statement of its own: it sees what those committed who held the lock before.
 	var all, recent int
 	var revoked, justNow bool
-	err = tx.QueryRow(ctx, `SELECT count(renewal_of), count(renewal_of) FILTER (WHERE created_at > $2), bool_or(revoked_at IS NOT NULL),
+	err = tx.QueryRow(ctx, `SELECT count(renewal_of), count(renewal_of) FILTER (WHERE created_at > $2), bool_or(`+portal.RevokedAt+` IS NOT NULL),
 			bool_or(renewal_of IS NOT NULL AND created_at > $3)
 		FROM links WHERE id = $1 OR renewal_of = $1`, root, now.Add(-renewalPeriod), now.Add(-renewalAgain)).Scan(&all, &recent, &revoked, &justNow)
 	if err != nil {

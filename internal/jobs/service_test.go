@@ -97,7 +97,7 @@ func TestServiceCreate(t *testing.T) {
 	w.answer(CreateSubject, []byte(contractRequest), &first)
 	w.answer(CreateSubject, []byte(contractRequest), &again)
 	token, ok := strings.CutPrefix(first.URL, testBaseURL+"/l/")
-	if id, err := w.keys.Verify(token); !ok || err != nil || id != first.LinkID {
+	if id, _, err := w.keys.Verify(token); !ok || err != nil || id != first.LinkID {
 		t.Errorf("URL %s of link %s (%v)", first.URL, first.LinkID, err)
 	}
 	if first.RequestID != "in_1PqR-attempt-2" || first.Customer != "cus_9s6XKzkNRiz8i3" || first.Campaign != "2026-11-card-expiry" ||

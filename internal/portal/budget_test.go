@@ -330,7 +330,7 @@ func TestSparedAfterTheClickBegan(t *testing.T) {
 	b.busy("", 0)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit() // somebody else is trying, since this one looked
-	a := b.click.serve(t.Context(), &visit{id: l.ID, link: l, token: b.token(l)}, click)
+	a := b.click.serve(t.Context(), &visit{id: l.ID, keyID: l.KeyID, link: l, token: b.token(l)}, click)
 	if a.page != pageTryAgain {
 		t.Errorf("page %v", a.page)
 	}
@@ -429,7 +429,7 @@ func TestGroupServesApartWhatPanics(t *testing.T) {
 	l := b.link(nil)
 	calls := make([]*groupCall[*linkOpen], 3)
 	for i := range calls {
-		open := &linkOpen{id: l.ID, look: noDetail}
+		open := &linkOpen{id: l.ID, keyID: l.KeyID, look: noDetail}
 		if i == 1 {
 			open.look = func(*Link) map[string]any { panic("of the test") }
 		}
@@ -460,7 +460,7 @@ func TestGroupServesApartWhatTheDatabaseRefuses(t *testing.T) {
 	errs := make(chan error)
 	open := func(detail string) {
 		go func() {
-			_, err := b.store.Open(t.Context(), l.ID, func(*Link) map[string]any { return map[string]any{"x": detail} }, nil)
+			_, err := b.store.Open(t.Context(), l.ID, l.KeyID, func(*Link) map[string]any { return map[string]any{"x": detail} }, nil)
 			errs <- err
 		}()
 	}

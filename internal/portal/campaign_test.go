@@ -41,7 +41,7 @@ func (b *bundle) happens(l *Link, kind Kind, detail map[string]any) {
 func (b *bundle) presses(l *Link, cause *SessionError) {
 	b.t.Helper()
 	click := uuid.Must(uuid.NewV7())
-	_, err := b.store.StartClick(b.t.Context(), l.ID, click, func(*Link) map[string]any { return nil }, nil)
+	_, err := b.store.StartClick(b.t.Context(), l.ID, l.KeyID, click, func(*Link) map[string]any { return nil }, nil)
 	if err == nil {
 		err = b.store.EndClick(b.t.Context(), l, click, Session{ID: "bps_1"}, cause)
 	}

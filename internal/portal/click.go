@@ -52,7 +52,7 @@ type ClickServer struct {
 	verdicts *prometheus.CounterVec
 	limited  *prometheus.CounterVec
 	endRetry failsafe.Executor[any]
-	presses  singleflight.Group // by link
+	presses  singleflight.Group // by link and the token's key
 }
 
 // RenewFunc makes a new link in place of an expired one, and tells whether it did. It is handed
@@ -153,6 +153,7 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 type visit struct {
 	r       *http.Request
 	id      uuid.UUID // of the link
+	keyID   byte      // of the key that signed the token
 	link    *Link     // nil until it is read
 	token   string
 	visitor *Visitor
@@ -173,18 +174,13 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	}
 	token := leadingToken(rest)
 	ip := ClientIP(r, s.TrustedProxies)
-	id, err := s.Keys.Verify(token)
+	id, keyID, err := s.Keys.Verify(token)
 	if err != nil {
-		if after, ok := s.Limits.Forged(ip, s.Store.Now()); !ok {
-			a := s.tooMany("forged", after)
-			a.page = pageTooManyForged
-			return a
-		}
-		return answer{page: pageNotFound}
+		return s.forged(ip)
 	}
 	if after, ok := s.Limits.Visit(ip, id, r.Method, s.Store.Now()); !ok {
 		a := s.tooMany("visits", after)
-		if _, _, ok := s.place(r, rest[len(token):], id); ok { // its person gave up nothing, and need not press again
+		if _, _, ok := s.place(r, rest[len(token):], id, keyID); ok { // its person gave up nothing, and need not press again
 			a.refresh = a.retryAfter + rand.IntN(10)
 		}
 		return a
@@ -194,7 +190,7 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), hold+stripeDeadline+2*storeTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.Abort, cancel)()
-	v := &visit{r: r, id: id, token: token, at: s.Store.Now(), visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
+	v := &visit{r: r, id: id, keyID: keyID, token: token, at: s.Store.Now(), visitor: &Visitor{IP: ip, UserAgent: r.UserAgent()}}
 	a := s.act(ctx, v, rest[len(token):])
 	if v.link != nil {
 		a.locale = v.link.Locale
@@ -202,10 +198,20 @@ func (s *ClickServer) answer(r *http.Request) answer {
 	return a
 }
 
+// forged answers a token that is none, or that was signed by another key than its link's.
+func (s *ClickServer) forged(ip netip.Addr) answer {
+	if after, ok := s.Limits.Forged(ip, s.Store.Now()); !ok {
+		a := s.tooMany("forged", after)
+		a.page = pageTooManyForged
+		return a
+	}
+	return answer{page: pageNotFound}
+}
+
 // act does what the method and the path behind the token ask for. Anything else there is what a
 // mail gateway appended.
 func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
-	click, end, back := s.place(v.r, rest, v.id)
+	click, end, back := s.place(v.r, rest, v.id, v.keyID)
 	if v.r.Method != http.MethodPost && !back {
 		return s.look(ctx, v)
 	}
@@ -223,7 +229,7 @@ func (s *ClickServer) act(ctx context.Context, v *visit, rest string) answer {
 }
 
 func (s *ClickServer) read(ctx context.Context, v *visit) (err error) {
-	v.link, err = s.Store.Link(ctx, v.id)
+	v.link, err = s.Store.Link(ctx, v.id, v.keyID)
 	return err
 }
 
@@ -231,20 +237,20 @@ func (s *ClickServer) read(ctx context.Context, v *visit) (err error) {
 // begun.
 func (s *ClickServer) unread(v *visit, click uuid.UUID, err error) answer {
 	if errors.Is(err, ErrNoLink) {
-		s.Log.Warn("a token of ours names no link: was the database restored, or is it another one?", "link_id", v.id)
-		return answer{page: pageNotFound}
+		s.Log.Warn("a token of ours names no link of its key: was the database restored, is it another one, or did a key leak?", "link_id", v.id, "key", v.keyID)
+		return s.forged(v.visitor.IP)
 	}
 	return s.databaseAway(v, click, err)
 }
 
 // place is the place in the line that a GET comes back to, of which rest is the path behind the
 // token.
-func (s *ClickServer) place(r *http.Request, rest string, link uuid.UUID) (click uuid.UUID, end time.Time, ok bool) {
+func (s *ClickServer) place(r *http.Request, rest string, link uuid.UUID, keyID byte) (click uuid.UUID, end time.Time, ok bool) {
 	after, ok := strings.CutPrefix(rest, "/wait/")
 	if !ok || r.Method != http.MethodGet {
 		return uuid.Nil, end, false
 	}
-	click, end, err := s.Keys.VerifyPlace(leadingToken(after), link, s.Store.Now())
+	click, end, err := s.Keys.VerifyPlace(leadingToken(after), keyID, link, s.Store.Now())
 	return click, end, err == nil
 }
 
@@ -254,7 +260,7 @@ func (s *ClickServer) look(ctx context.Context, v *visit) answer {
 	method, at := v.r.Method, v.at
 	var verdict Verdict
 	var state State
-	link, err := s.Store.Open(ctx, v.id, func(l *Link) map[string]any {
+	link, err := s.Store.Open(ctx, v.id, v.keyID, func(l *Link) map[string]any {
 		verdict = s.Detector.Look(seen, l.Campaign, at)
 		state = l.StateAt(at)
 		return map[string]any{"verdict": verdict.Verdict, "signals": verdict.Signals, "method": method, "state": state}
@@ -309,7 +315,7 @@ type served struct {
 // together lets one press of a link act, and gives its answer to those that come meanwhile.
 func (s *ClickServer) together(ctx context.Context, v *visit, act func() served) answer {
 	acted := false
-	got, _, _ := s.presses.Do(v.id.String(), func() (any, error) {
+	got, _, _ := s.presses.Do(string(append(v.id[:], v.keyID)), func() (any, error) {
 		acted = true
 		return act(), nil
 	})
@@ -365,7 +371,7 @@ func (s *ClickServer) begin(ctx context.Context, v *visit, id uuid.UUID) served 
 		if err := sleep(ctx, time.Duration(try)*20*time.Millisecond); err != nil {
 			return served{answer: s.databaseAway(v, id, err)}
 		}
-		link, err := s.Store.StartClick(ctx, v.id, id, v.look, v.visitor)
+		link, err := s.Store.StartClick(ctx, v.id, v.keyID, id, v.look, v.visitor)
 		v.link = cmp.Or(link, v.link)
 		if err == nil {
 			return served{answer: s.serve(ctx, v, Click{ID: id}), click: id}

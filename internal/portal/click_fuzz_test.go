@@ -34,7 +34,7 @@ func newClickFuzz(f *testing.F) *clickFuzz {
 	c.live = c.token(live)
 	c.tokens = map[string]string{
 		"TOKEN": c.live, "EXPIRED": c.token(expired),
-		"OWN": c.keys.SignPlace(live.ID, c.start(live), end), "FOREIGN": c.keys.SignPlace(other.ID, c.start(other), end),
+		"OWN": c.keys.SignPlace(live.KeyID, live.ID, c.start(live), end), "FOREIGN": c.keys.SignPlace(other.KeyID, other.ID, c.start(other), end),
 	}
 	c.clock.advance(2 * time.Hour)
 	return c
@@ -134,20 +134,20 @@ func FuzzVerifyPlace(f *testing.F) {
 	ring := parseKeys(f, testKeys)
 	now := time.Unix(1_800_000_000, 0)
 	link, other := uuid.MustParse("019f3d2a-0000-7000-8000-000000000001"), uuid.MustParse("019f3d2a-0000-7000-8000-000000000002")
-	place := ring.SignPlace(link, other, now.Add(placeLife))
+	place := ring.SignPlace(7, link, other, now.Add(placeLife))
 	token, err := ring.Sign(7, link)
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, seed := range []string{"", place, place[1:], place + "A", token, ring.SignPlace(other, other, now.Add(placeLife)), ring.SignPlace(link, other, now), strings.Repeat("A", placeLen), strings.Repeat("\n", placeLen)} {
+	for _, seed := range []string{"", place, place[1:], place + "A", token, ring.SignPlace(7, other, other, now.Add(placeLife)), ring.SignPlace(7, link, other, now), strings.Repeat("A", placeLen), strings.Repeat("\n", placeLen)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		click, end, err := ring.VerifyPlace(s, link, now)
-		if err == nil && (ring.SignPlace(link, click, end) != s || !now.Before(end)) {
+		click, end, err := ring.VerifyPlace(s, 7, link, now)
+		if err == nil && (ring.SignPlace(7, link, click, end) != s || !now.Before(end)) {
 			t.Fatalf("%q is taken for a place of click %s, until %s", s, click, end)
 		}
-		if _, _, err := ring.VerifyPlace(s, other, now); err == nil && s == place {
+		if _, _, err := ring.VerifyPlace(s, 7, other, now); err == nil && s == place {
 			t.Fatal("the place of a link works with another one")
 		}
 	})

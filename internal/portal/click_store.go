@@ -93,13 +93,14 @@ func successor(click uuid.UUID) uuid.UUID { return uuid.NewSHA1(click, []byte("l
 
 // linkRead is one call of Link.
 type linkRead struct {
-	id   uuid.UUID
-	link *Link
+	id    uuid.UUID
+	keyID byte
+	link  *Link
 }
 
-// Link reads a link by its id, or returns ErrNoLink.
-func (s *Store) Link(ctx context.Context, id uuid.UUID) (*Link, error) {
-	read := &linkRead{id: id}
+// Link reads a link by its id and key, or returns ErrNoLink.
+func (s *Store) Link(ctx context.Context, id uuid.UUID, keyID byte) (*Link, error) {
+	read := &linkRead{id: id, keyID: keyID}
 	if err := s.links.Do(ctx, read); err != nil {
 		return nil, err
 	}
@@ -120,7 +121,7 @@ func (s *Store) readLinks(ctx context.Context, reads []*linkRead) error {
 	}
 	byID := mapLinks(links)
 	for _, r := range reads {
-		r.link = byID[r.id]
+		r.link = byID[r.id].ifOf(r.keyID)
 	}
 	return nil
 }
@@ -138,17 +139,18 @@ func mapLinks(links []*Link) map[uuid.UUID]*Link {
 // linkOpen is one call of Open.
 type linkOpen struct {
 	id      uuid.UUID
+	keyID   byte
 	look    func(*Link) map[string]any
 	visitor *Visitor
 	link    *Link
 }
 
-// Open reads a link by its id and appends link.opened, with the detail that look finds, and its
+// Open reads a link by its id and key and appends link.opened, with the detail that look finds, and its
 // publish job: all in one transaction. It returns ErrNoLink where there is none, and with another error
 // the link where that was read. look may be called more than once, and after Open has returned an
 // error; those that share a transaction wait for it.
-func (s *Store) Open(ctx context.Context, id uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
-	open := &linkOpen{id: id, look: look, visitor: v}
+func (s *Store) Open(ctx context.Context, id uuid.UUID, keyID byte, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
+	open := &linkOpen{id: id, keyID: keyID, look: look, visitor: v}
 	if err := s.opens.Do(ctx, open); err != nil {
 		if ctx.Err() != nil { // its transaction may be at work still
 			return nil, err
@@ -177,7 +179,7 @@ func (s *Store) openLinks(ctx context.Context, opens []*linkOpen) error {
 		now := s.Now()
 		events := make([]AuditEvent, 0, len(opens))
 		for _, o := range opens {
-			if o.link = links[o.id]; o.link != nil {
+			if o.link = links[o.id].ifOf(o.keyID); o.link != nil {
 				events = append(events, AuditEvent{Kind: LinkOpened, At: now, LinkID: o.id, RequestID: o.link.RequestID, Detail: o.look(o.link), Visitor: o.visitor, link: o.link})
 			}
 		}
@@ -273,20 +275,21 @@ func (s *Store) appendAll(ctx context.Context, tx *Tx, events []AuditEvent) erro
 type clickStart struct {
 	click   uuid.UUID
 	id      uuid.UUID // of the link
+	keyID   byte      // of the link, as its token has it
 	look    func(*Link) map[string]any
 	visitor *Visitor
 	link    *Link
 	started bool
 }
 
-// StartClick reads a link by its id, reserves a use of it and commits click.started with the detail
+// StartClick reads a link by its id and key, reserves a use of it and commits click.started with the detail
 // that look finds (as for Open). When it returns no error the click is durable and Stripe may be
 // called; a crash from here on leaves an open click, which the next press of the link joins, or Sweep
 // closes. ErrDenied means that nothing was written, and comes with the link: a link has one open
 // click at most, which is how presses at the same time, on any replica, come to share one session.
 // ErrNoLink is returned where there is no link, and with another error the link where that was read.
-func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
-	start := &clickStart{click: click, id: id, look: look, visitor: v}
+func (s *Store) StartClick(ctx context.Context, id uuid.UUID, keyID byte, click uuid.UUID, look func(*Link) map[string]any, v *Visitor) (*Link, error) {
+	start := &clickStart{click: click, id: id, keyID: keyID, look: look, visitor: v}
 	err := s.starts.Do(ctx, start)
 	var pg *pgconn.PgError
 	switch {
@@ -306,13 +309,18 @@ func (s *Store) StartClick(ctx context.Context, id, click uuid.UUID, look func(*
 
 func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 	byClick := map[uuid.UUID]*clickStart{}
-	taken := map[uuid.UUID]bool{}
+	type named struct {
+		id    uuid.UUID
+		keyID byte
+	}
+	taken := map[named]bool{}
 	var clicks, links [][16]byte
+	var keyIDs []int16
 	for _, c := range starts {
 		c.started = false
-		if !taken[c.id] { // a second one of the same link finds the first one open
-			taken[c.id], byClick[c.click] = true, c
-			clicks, links = append(clicks, c.click), append(links, c.id)
+		if name := (named{c.id, c.keyID}); !taken[name] { // a second one of the same link finds the first one open
+			taken[name], byClick[c.click] = true, c
+			clicks, links, keyIDs = append(clicks, c.click), append(links, c.id), append(keyIDs, int16(c.keyID))
 		}
 	}
 	return InTx(ctx, s.Pool, func(tx *Tx) error {
@@ -321,16 +329,16 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 			got, err := collectLinks(rows)
 			byID := mapLinks(got)
 			for _, c := range starts {
-				c.link = byID[c.id]
+				c.link = byID[c.id].ifOf(c.keyID)
 			}
 			return err
 		}, selectLinks+byIDs, links)
 		// A row that somebody else holds at this moment is passed over, and its press looks again:
 		// nobody's press waits for another's link.
 		rows, err := tx.Query(ctx, `
-			WITH want AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS t (click_id, link_id)),
+			WITH want AS (SELECT * FROM unnest($1::uuid[], $2::uuid[], $5::smallint[]) AS t (click_id, link_id, key)),
 			free AS (
-				SELECT l.id, w.click_id FROM links l JOIN want w ON w.link_id = l.id
+				SELECT l.id, w.click_id FROM links l JOIN want w ON w.link_id = l.id AND w.key = l.key_id
 				WHERE `+RevokedAt+` IS NULL AND l.expires_at > $3 AND l.sessions_reserved = 0
 					AND (l.max_sessions IS NULL OR l.sessions_created < l.max_sessions)
 				FOR UPDATE OF l SKIP LOCKED),
@@ -339,7 +347,7 @@ func (s *Store) startClicks(ctx context.Context, starts []*clickStart) error {
 				RETURNING l.id, free.click_id)
 			INSERT INTO clicks (id, link_id, started_at, open_until)
 			SELECT click_id, id, $3, $4 FROM reserved
-			RETURNING id`, clicks, links, now, now.Add(clickLife))
+			RETURNING id`, clicks, links, now, now.Add(clickLife), keyIDs)
 		if err != nil {
 			return fmt.Errorf("reserve uses: %w", err)
 		}

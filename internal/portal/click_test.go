@@ -105,17 +105,17 @@ func TestOpenWithoutLink(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(nil)
-	opens := []*linkOpen{{id: newClickID(), look: noDetail}, {id: l.ID, look: noDetail}, {id: l.ID, look: noDetail}}
+	opens := []*linkOpen{{id: newClickID(), keyID: 7, look: noDetail}, {id: l.ID, keyID: 7, look: noDetail}, {id: l.ID, keyID: 7, look: noDetail}}
 	if err := b.store.openLinks(t.Context(), opens); err != nil || opens[0].link != nil || opens[1].link == nil || opens[2].link == nil {
 		t.Errorf("%v: %+v", err, opens)
 	}
 	if n := b.number(`SELECT count(*) FROM audit_events a JOIN published p ON a.id BETWEEN p.first AND p.last WHERE link_id = $1`, l.ID); n != 2 {
 		t.Errorf("%d rows that a job publishes", n)
 	}
-	if _, err := b.store.Open(t.Context(), newClickID(), noDetail, nil); !errors.Is(err, ErrNoLink) {
+	if _, err := b.store.Open(t.Context(), newClickID(), 7, noDetail, nil); !errors.Is(err, ErrNoLink) {
 		t.Error(err)
 	}
-	if _, err := b.store.StartClick(t.Context(), newClickID(), newClickID(), noDetail, nil); !errors.Is(err, ErrNoLink) {
+	if _, err := b.store.StartClick(t.Context(), newClickID(), 7, newClickID(), noDetail, nil); !errors.Is(err, ErrNoLink) {
 		t.Error(err)
 	}
 	if n := b.number(`SELECT count(*) FROM published`); n != 1 {
@@ -429,7 +429,7 @@ func TestLinkChangesUnderTheClick(t *testing.T) {
 	if _, err := b.store.Revoke(t.Context(), Revocation{LinkID: l.ID.String(), By: "jo"}); err != nil {
 		t.Fatal(err)
 	}
-	v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, link: l, token: b.token(l), visitor: &Visitor{IP: netip.IPv6Loopback()}}
+	v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, keyID: l.KeyID, link: l, token: b.token(l), visitor: &Visitor{IP: netip.IPv6Loopback()}}
 	if got := b.click.press(t.Context(), v); got.page != pageRevoked {
 		t.Errorf("%+v", got)
 	}
@@ -476,7 +476,7 @@ func TestFollow(t *testing.T) {
 			c.before(l)
 		}
 		rows := len(b.audit(l))
-		v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, token: b.token(l), at: b.clock.now().Add(c.late), visitor: &Visitor{IP: netip.IPv6Loopback()}}
+		v := &visit{r: httptest.NewRequest("POST", "/", nil), id: l.ID, keyID: l.KeyID, token: b.token(l), at: b.clock.now().Add(c.late), visitor: &Visitor{IP: netip.IPv6Loopback()}}
 		v.look = func(*Link) map[string]any { return map[string]any{} }
 		a := b.click.follow(t.Context(), v, c.first, func() served { return served{answer: answer{page: pageConfirm}} })
 		if a.page != c.want || c.want == "" && a.location != got.location {

@@ -82,7 +82,7 @@ func noDetail(*Link) map[string]any { return nil }
 func (b *bundle) start(l *Link) uuid.UUID {
 	b.t.Helper()
 	click := newClickID()
-	if _, err := b.store.StartClick(b.t.Context(), l.ID, click, noDetail, nil); err != nil {
+	if _, err := b.store.StartClick(b.t.Context(), l.ID, l.KeyID, click, noDetail, nil); err != nil {
 		b.t.Fatal(err)
 	}
 	return click
@@ -383,7 +383,7 @@ func TestConflictIsNoOutcome(t *testing.T) {
 		r.want(t, 503, pageTryAgain)
 		place, _ := r.place(t)
 		_, own, _ := strings.Cut(place, "/wait/")
-		if got, _, err := b.keys.VerifyPlace(own, l.ID, b.clock.now()); err != nil || got != click {
+		if got, _, err := b.keys.VerifyPlace(own, l.KeyID, l.ID, b.clock.now()); err != nil || got != click {
 			t.Errorf("the page comes back for click %s (%v), want %s", got, err, click)
 		}
 	}
@@ -418,8 +418,8 @@ func TestServedByAnotherProcess(t *testing.T) {
 	}
 	fails := *l
 	fails.Session = []byte("?")
-	a := b.click.serve(t.Context(), &visit{id: l.ID, link: &fails, token: b.token(l)}, Click{ID: click})
-	if got, _, err := b.keys.VerifyPlace(a.place, l.ID, b.clock.now()); a.page != pageTryAgain || err != nil || got != click {
+	a := b.click.serve(t.Context(), &visit{id: l.ID, keyID: l.KeyID, link: &fails, token: b.token(l)}, Click{ID: click})
+	if got, _, err := b.keys.VerifyPlace(a.place, l.KeyID, l.ID, b.clock.now()); a.page != pageTryAgain || err != nil || got != click {
 		t.Errorf("page %v for click %s (%v), want a return for %s", a.page, got, err, click)
 	}
 	back := b.do("GET", "/l/"+b.token(l)+"/wait/"+a.place)

@@ -119,13 +119,13 @@ func KeyUses(ctx context.Context, db Querier, now time.Time) ([]KeyUse, error) {
 	return uses, nil
 }
 
-// LiveOf counts the live links of some keys.
+// LiveOf counts the live links of those of some keys that are not retired.
 func LiveOf(ctx context.Context, db Querier, ids []byte, now time.Time) (n int, err error) {
 	keys := make([]int16, len(ids))
 	for i, id := range ids {
 		keys[i] = int16(id)
 	}
-	rows, err := db.Query(ctx, `SELECT count(*) FROM links WHERE key_id = ANY($1) AND revoked_at IS NULL AND expires_at > $2`, keys, now)
+	rows, err := db.Query(ctx, `SELECT count(*) FROM links WHERE key_id = ANY($1) AND `+RevokedAt+` IS NULL AND expires_at > $2`, keys, now)
 	if err == nil {
 		n, err = pgx.CollectExactlyOneRow(rows, pgx.RowTo[int])
 	}

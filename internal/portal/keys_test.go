@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // otherKey is a key beside that of testKeys. Its id is 0, which is one like any other.
@@ -70,6 +72,78 @@ func TestARetiredKeySignsAndServesNothing(t *testing.T) {
 		t.Errorf("retired keys %v, %v", ids, err)
 	}
 	b.checkBooks()
+}
+
+// A key signs for its own links only. Who has found one that stays in LINK_KEYS, to verify what is out, opens no
+// link of the key that came after it, and leaves no trace on it.
+func TestAKeyOpensNoLinkOfAnother(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.keys.Replace(parseKeys(t, testKeys+","+otherKey))
+	renewed := false
+	b.click.Renew = func(context.Context, uuid.UUID, *Visitor) (bool, error) { renewed = true; return true, nil }
+	l := b.ofKey(7)
+	forged, err := b.keys.Sign(0, l.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := b.clock.now().Add(placeLife)
+	refused := func() {
+		t.Helper()
+		for _, method := range []string{"GET", "HEAD", "POST"} {
+			b.do(method, "/l/"+forged).want(t, 404, "")
+		}
+		b.do("POST", "/l/"+forged+"/renew").want(t, 404, pageNotFound)
+		for _, key := range []byte{0, 7} {
+			b.do("GET", "/l/"+forged+"/wait/"+b.keys.SignPlace(key, l.ID, newClickID(), end)).want(t, 404, pageNotFound)
+		}
+		b.stripe.breaker.Open()
+		b.do("POST", "/l/"+forged).want(t, 404, pageNotFound)
+		b.stripe.breaker.Close()
+	}
+	refused()
+	b.clock.advance(time.Hour)
+	refused() // nor when it has expired
+	if got := b.kinds(l); got != "" || renewed || len(b.sim.Sessions()) > 0 {
+		t.Errorf("audit %q, renewed %t, Stripe was asked %d times", got, renewed, len(b.sim.Sessions()))
+	}
+	// The place of a key other than the link's is what a mail gateway appended: the page with the button.
+	own := b.ofKey(7)
+	b.do("GET", "/l/"+b.token(own)+"/wait/"+b.keys.SignPlace(0, own.ID, newClickID(), b.clock.now().Add(placeLife))).want(t, 200, pageConfirm)
+	b.post(own).want(t, 303, "")
+	b.checkBooks()
+}
+
+// In the transaction that it shares with the link's own press, a press by another key takes nothing away.
+func TestAPressByAnotherKeyTakesNoTurn(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	l := b.link(nil)
+	starts := []*clickStart{{id: l.ID, keyID: 0, click: newClickID(), look: noDetail}, {id: l.ID, keyID: 7, click: newClickID(), look: noDetail}}
+	if err := b.store.startClicks(t.Context(), starts); err != nil {
+		t.Fatal(err)
+	}
+	if forged, own := starts[0], starts[1]; forged.started || forged.link != nil || !own.started || own.link == nil {
+		t.Errorf("by another key: started %t, link %v; by its own: started %t, link %v", forged.started, forged.link, own.started, own.link)
+	}
+	if got := b.kinds(l); got != "click.started" {
+		t.Errorf("audit %s", got)
+	}
+}
+
+// Who tries a key on links of others is limited as a forger is.
+func TestTokensByAnotherKeyAreLimited(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.keys.Replace(parseKeys(t, testKeys+","+otherKey))
+	for range forgedBurst {
+		forged, _ := b.keys.Sign(0, b.ofKey(7).ID)
+		b.do("GET", "/l/"+forged).want(t, 404, pageNotFound)
+	}
+	l := b.ofKey(7)
+	forged, _ := b.keys.Sign(0, l.ID)
+	b.do("GET", "/l/"+forged).want(t, 429, pageTooManyForged)
+	b.get(l).want(t, 200, pageConfirm)
 }
 
 // From the commit on that retires a key its links are dead, though none of them was revoked yet: the process died
@@ -219,6 +293,12 @@ func TestKeyUses(t *testing.T) {
 			t.Errorf("live of %v: %d, %v", ids, n, err)
 		}
 	}
+	if _, err := b.owner.Exec(t.Context(), `INSERT INTO retired_keys (id, retired_at, retired_by) VALUES (7, now(), 'jo')`); err != nil { // its links are not revoked yet
+		t.Fatal(err)
+	}
+	if n, err := LiveOf(t.Context(), b.pool, []byte{7}, b.clock.now()); n != 0 || err != nil {
+		t.Errorf("live of a retired key: %d, %v", n, err)
+	}
 }
 
 func TestKeyringChangesWhileItIsUsed(t *testing.T) {
@@ -246,12 +326,15 @@ func TestKeyringChangesWhileItIsUsed(t *testing.T) {
 		if ring.SignerID() != step.signer || !slices.Equal(ring.IDs(), step.ids) {
 			t.Errorf("step %d: %v", i, ring)
 		}
-		if got, err := ring.Verify(before); slices.Contains(step.ids, 7) != (err == nil && got == id) {
+		if got, _, err := ring.Verify(before); slices.Contains(step.ids, 7) != (err == nil && got == id) {
 			t.Errorf("step %d: the token of before: %s, %v", i, got, err)
 		}
-		place := ring.SignPlace(id, id, time.Now().Add(time.Hour))
-		if got, _, err := ring.VerifyPlace(place, id, time.Now()); err != nil || got != id {
-			t.Errorf("step %d: a place: %s, %v", i, got, err)
+		place := ring.SignPlace(7, id, id, time.Now().Add(time.Hour))
+		if got, _, err := ring.VerifyPlace(place, 7, id, time.Now()); slices.Contains(step.ids, 7) != (err == nil && got == id) {
+			t.Errorf("step %d: a place of the link: %s, %v", i, got, err)
+		}
+		if _, _, err := ring.VerifyPlace(ring.SignPlace(0, id, id, time.Now().Add(time.Hour)), 0, id, time.Now()); (i < 2) != (err == nil) {
+			t.Errorf("step %d: a place under the key that is retired in step 2: %v", i, err)
 		}
 	}
 	if !ring.Retire(9) || ring.Retire(7) {
@@ -285,10 +368,10 @@ func TestKeyringIsReplacedAtOnce(t *testing.T) {
 			for range 500 {
 				token, err := ring.Sign(ring.SignerID(), id)
 				if err == nil {
-					_, err = ring.Verify(token)
+					_, _, err = ring.Verify(token)
 				}
 				if err == nil {
-					_, _, err = ring.VerifyPlace(ring.SignPlace(id, id, time.Now().Add(time.Hour)), id, time.Now())
+					_, _, err = ring.VerifyPlace(ring.SignPlace(7, id, id, time.Now().Add(time.Hour)), 7, id, time.Now())
 				}
 				if err != nil {
 					t.Error(err)

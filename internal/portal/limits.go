@@ -77,7 +77,7 @@ func NewLimits() *Limits {
 	}
 }
 
-// Forged counts a token that does not verify. Where ok is false the answer is 429, and the
+// Forged counts a token that does not verify, or names no link of its key. Where ok is false the answer is 429, and the
 // earliest that another try can succeed is after retryAfter. Valid links of the same address are
 // not concerned.
 func (l *Limits) Forged(ip netip.Addr, now time.Time) (retryAfter time.Duration, ok bool) {

@@ -44,7 +44,8 @@ const (
 )
 
 // ErrNoLink is returned when no link has the id: a token that verifies, of a database that was
-// lost or of another one.
+// lost or of another one. So it is where the token's key is not the link's: a key of LINK_KEYS that
+// leaked opens its own links only.
 var ErrNoLink = errors.New("no such link")
 
 // StateAt is the link's state at a time.
@@ -58,6 +59,14 @@ func (l *Link) StateAt(now time.Time) State {
 		return StateUsedUp
 	}
 	return StateLive
+}
+
+// ifOf is the link, or nil where it was signed by another key.
+func (l *Link) ifOf(keyID byte) *Link {
+	if l == nil || l.KeyID != keyID {
+		return nil
+	}
+	return l
 }
 
 // Querier is a pool, a connection or a transaction.

@@ -17,7 +17,8 @@ import (
 //
 // in base64url, 52 characters. The MAC covers these and the link's id, under a key of its own
 // (HKDF, info placeKeyInfo), so that no token passes as a place and no place works with another
-// link. It says nothing about the click: whether it is still open stands in the database.
+// link. That key is derived from the one that signed the link's token: a key opens nothing of another
+// key's links. It says nothing about the click: whether it is still open stands in the database.
 const (
 	placeRawLen  = 1 + 16 + 4 + tokenMACLen
 	placeLen     = placeRawLen / 3 * 4
@@ -28,21 +29,25 @@ const (
 // tries again keeps the end that it came with: a forgotten tab must not ask Stripe for ever.
 const placeLife = time.Hour
 
-// SignPlace returns the place of a click of a link, good until end, under the key that signs.
-func (k *Keyring) SignPlace(link, click uuid.UUID, end time.Time) string {
+// SignPlace returns the place of a click of a link, good until end, under the link's key. It is empty
+// where that was taken out since the token was verified: the token is none any more either.
+func (k *Keyring) SignPlace(keyID byte, link, click uuid.UUID, end time.Time) string {
+	key := k.now.Load().byID[keyID]
+	if key == nil {
+		return ""
+	}
 	var raw [placeRawLen]byte
-	keys := k.now.Load()
-	raw[0] = keys.signer
+	raw[0] = keyID
 	copy(raw[1:], click[:])
 	binary.BigEndian.PutUint32(raw[17:], uint32(end.Unix()))
-	mac := keys.byID[keys.signer].places.mac(raw[:placeRawLen-tokenMACLen], link[:])
+	mac := key.places.mac(raw[:placeRawLen-tokenMACLen], link[:])
 	copy(raw[placeRawLen-tokenMACLen:], mac[:])
 	return base64.RawURLEncoding.EncodeToString(raw[:])
 }
 
 // VerifyPlace returns the click that a place of this link names, and the place's end, or ErrToken
-// for one that was not given out for it or whose time is over.
-func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (click uuid.UUID, end time.Time, err error) {
+// for one that was not given out for it, by its key, or whose time is over.
+func (k *Keyring) VerifyPlace(place string, keyID byte, link uuid.UUID, now time.Time) (click uuid.UUID, end time.Time, err error) {
 	var raw [placeRawLen]byte
 	if len(place) != placeLen {
 		return uuid.Nil, end, ErrToken
@@ -50,8 +55,9 @@ func (k *Keyring) VerifyPlace(place string, link uuid.UUID, now time.Time) (clic
 	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(place)); err != nil || n != placeRawLen {
 		return uuid.Nil, end, ErrToken
 	}
-	key := k.now.Load().byID[raw[0]]
-	if key == nil {
+	keys := k.now.Load()
+	key := keys.byID[keyID]
+	if raw[0] != keyID || key == nil || keys.retired[keyID] { // a retired key's links are dead: nobody waits
 		return uuid.Nil, end, ErrToken
 	}
 	mac := key.places.mac(raw[:placeRawLen-tokenMACLen], link[:])

@@ -114,7 +114,7 @@ const (
 
 // waiting is the page of a person whose turn is further off than a request waits.
 func (s *ClickServer) waiting(v *visit, click uuid.UUID, left time.Duration) answer {
-	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.id, click, s.Store.Now().Add(placeLife)), wait: left, refresh: refreshAfter(left, rand.Float64())}
+	return answer{page: pageWaiting, token: v.token, place: s.Keys.SignPlace(v.keyID, v.id, click, s.Store.Now().Add(placeLife)), wait: left, refresh: refreshAfter(left, rand.Float64())}
 }
 
 // refreshAfter is when a page comes back whose turn is left away, in whole seconds, which is all
@@ -135,5 +135,5 @@ func (s *ClickServer) tryAgain(v *visit, click uuid.UUID) answer {
 		end = s.Store.Now().Add(placeLife)
 	}
 	seconds := int((retryEarliest + rand.N(retryLatest-retryEarliest)).Seconds())
-	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.id, click, end), retryAfter: seconds, refresh: seconds}
+	return answer{page: pageTryAgain, token: v.token, place: s.Keys.SignPlace(v.keyID, v.id, click, end), retryAfter: seconds, refresh: seconds}
 }

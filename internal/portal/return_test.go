@@ -189,7 +189,7 @@ func TestReturnAfterTheWorkerWasLost(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	l := b.link(nil)
-	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.ID, b.start(l), b.clock.now().Add(placeLife))
+	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.KeyID, l.ID, b.start(l), b.clock.now().Add(placeLife))
 	b.sweep(1)
 	b.wantLive(b.do("GET", place))
 	b.clock.advance(replayed)
@@ -221,7 +221,7 @@ func TestSparedInLine(t *testing.T) {
 	b.busy("", 0)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit()
-	a := b.click.serve(t.Context(), &visit{id: left.ID, link: left, token: b.token(left)}, Click{ID: b.start(left)})
+	a := b.click.serve(t.Context(), &visit{id: left.ID, keyID: left.KeyID, link: left, token: b.token(left)}, Click{ID: b.start(left)})
 	if a.page != pageTryAgain {
 		t.Errorf("page %v", a.page)
 	}
@@ -338,7 +338,7 @@ func TestDeadSessionAfterBeingSpared(t *testing.T) {
 	l := b.link(nil)
 	b.stripe.breaker.HalfOpen()
 	b.stripe.breaker.TryAcquirePermit()
-	a := b.click.serve(t.Context(), &visit{id: l.ID, link: l, token: b.token(l)}, Click{ID: b.start(l)})
+	a := b.click.serve(t.Context(), &visit{id: l.ID, keyID: l.KeyID, link: l, token: b.token(l)}, Click{ID: b.start(l)})
 	b.stripe.breaker.Close()
 	place := "/l/" + b.token(l) + "/wait/" + a.place
 	b.commits.Script(fine, failed, failed, failed)
@@ -400,7 +400,7 @@ func TestTwoTapsInLine(t *testing.T) {
 			t.Fatal(left, err)
 		}
 	}
-	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.ID, first.ID, b.clock.now().Add(placeLife))
+	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.KeyID, l.ID, first.ID, b.clock.now().Add(placeLife))
 	place = b.comeBackFor(5*time.Minute, place)
 	b.busy("", 0)
 	b.wantLive(b.do("GET", place))
@@ -440,7 +440,7 @@ func TestOverdueClickThatIsHeld(t *testing.T) {
 	b := setup(t)
 	l := b.link(nil)
 	id := b.start(l)
-	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.ID, id, b.clock.now().Add(placeLife))
+	place := "/l/" + b.token(l) + "/wait/" + b.keys.SignPlace(l.KeyID, l.ID, id, b.clock.now().Add(placeLife))
 	b.clock.advance(clickLife)
 	release := b.hold(`SELECT FROM clicks WHERE id = $1`, id)
 	b.do("GET", place).want(t, 503, pageTryAgain)

@@ -155,7 +155,7 @@ func (k *Keyring) Lost(earlier *Keyring) (ids []byte) {
 	for _, id := range earlier.IDs() {
 		token, err := earlier.Sign(id, uuid.Nil)
 		if err == nil {
-			_, err = k.Verify(token)
+			_, _, err = k.Verify(token)
 		}
 		if err != nil {
 			ids = append(ids, id)
@@ -213,25 +213,26 @@ func TokenLinkID(s string) (uuid.UUID, bool) {
 	return uuid.UUID(raw[2:18]), true
 }
 
-// Verify returns the link that a token names, or ErrToken.
-func (k *Keyring) Verify(token string) (uuid.UUID, error) {
+// Verify returns the link that a token names and the key that signed it, or ErrToken. That this is the
+// link's own key, only its row can tell: who has another key of LINK_KEYS could sign for any link.
+func (k *Keyring) Verify(token string) (link uuid.UUID, keyID byte, err error) {
 	var raw [tokenRawLen]byte
 	if len(token) != tokenLen {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, 0, ErrToken
 	}
 	// Decode skips line breaks, and then yields too few bytes.
 	if n, err := base64.RawURLEncoding.Decode(raw[:], []byte(token)); err != nil || n != tokenRawLen {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, 0, ErrToken
 	}
 	key := k.now.Load().byID[raw[1]]
 	if raw[0] != tokenVersion || key == nil {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, 0, ErrToken
 	}
 	mac := key.tokens.mac(raw[:tokenRawLen-tokenMACLen])
 	if !hmac.Equal(mac[:], raw[tokenRawLen-tokenMACLen:]) {
-		return uuid.Nil, ErrToken
+		return uuid.Nil, 0, ErrToken
 	}
-	return uuid.UUID(raw[2:18]), nil
+	return uuid.UUID(raw[2:18]), raw[1], nil
 }
 
 func (k *macKey) mac(parts ...[]byte) (out [tokenMACLen]byte) {

@@ -52,8 +52,8 @@ func TestInvariant3TokenVectors(t *testing.T) {
 		if got, err := ring.Sign(v.KeyID, v.LinkID); err != nil || got != v.Token {
 			t.Errorf("%s: signed %q (%v), want %q", v.About, got, err, v.Token)
 		}
-		if got, err := ring.Verify(v.Token); err != nil || got != v.LinkID {
-			t.Errorf("%s: verified as %s (%v), want %s", v.About, got, err, v.LinkID)
+		if got, key, err := ring.Verify(v.Token); err != nil || got != v.LinkID || key != v.KeyID {
+			t.Errorf("%s: verified as %s by key %d (%v), want %s by %d", v.About, got, key, err, v.LinkID, v.KeyID)
 		}
 	}
 }
@@ -71,13 +71,13 @@ func TestInvariant3RotationKeepsLinks(t *testing.T) {
 	if again, err := after.Sign(7, link); err != nil || again != old {
 		t.Errorf("after the rotation the link's token is %q (%v), want %q", again, err, old)
 	}
-	if got, err := after.Verify(old); err != nil || got != link {
+	if got, _, err := after.Verify(old); err != nil || got != link {
 		t.Errorf("after the rotation the link's token verifies as %s (%v)", got, err)
 	}
 	if after.SignerID() != 8 {
 		t.Errorf("new links are signed by key %d, want 8", after.SignerID())
 	}
-	if _, err := later.Verify(old); !errors.Is(err, ErrToken) {
+	if _, _, err := later.Verify(old); !errors.Is(err, ErrToken) {
 		t.Errorf("without the old key: %v, want ErrToken", err)
 	}
 	if _, err := later.Sign(7, link); err == nil || !strings.Contains(err.Error(), "key 7, which LINK_KEYS lacks") {
@@ -95,7 +95,7 @@ func TestEveryOtherCharacterIsRefused(t *testing.T) {
 			if c == v.Token[at] {
 				continue
 			}
-			if _, err := ring.Verify(v.Token[:at] + string([]byte{c}) + v.Token[at+1:]); !errors.Is(err, ErrToken) {
+			if _, _, err := ring.Verify(v.Token[:at] + string([]byte{c}) + v.Token[at+1:]); !errors.Is(err, ErrToken) {
 				t.Fatalf("%q at %d: %v, want ErrToken", c, at, err)
 			}
 		}
@@ -108,14 +108,14 @@ func TestTokenOfAnotherLengthIsRefused(t *testing.T) {
 	ring := parseKeys(t, v.Keys)
 	for at := range v.Token {
 		for _, cut := range []string{v.Token[:at], v.Token[at+1:], v.Token[:at] + v.Token[at+1:]} {
-			if _, err := ring.Verify(cut); !errors.Is(err, ErrToken) {
+			if _, _, err := ring.Verify(cut); !errors.Is(err, ErrToken) {
 				t.Errorf("cut at %d: %v, want ErrToken", at, err)
 			}
 		}
 	}
 	for _, more := range []string{"A", "=", "==", "\n", "AAAA", "%27", v.Token} {
 		for _, s := range []string{v.Token + more, more + v.Token} {
-			if _, err := ring.Verify(s); !errors.Is(err, ErrToken) {
+			if _, _, err := ring.Verify(s); !errors.Is(err, ErrToken) {
 				t.Errorf("longer by %q: %v, want ErrToken", more, err)
 			}
 		}
@@ -140,7 +140,7 @@ func TestForgedTokens(t *testing.T) {
 		copy(forged[18:], mac[:])
 		return base64.RawURLEncoding.EncodeToString(forged)
 	}
-	if _, err := ring.Verify(resigned(tokenVersion, 7)); err != nil {
+	if _, _, err := ring.Verify(resigned(tokenVersion, 7)); err != nil {
 		t.Fatalf("the forger of this test does not even sign: %v", err)
 	}
 	for about, token := range map[string]string{
@@ -152,7 +152,7 @@ func TestForgedTokens(t *testing.T) {
 		"padded":                     base64.URLEncoding.EncodeToString(raw[:34]),
 		"empty":                      "",
 	} {
-		if id, err := ring.Verify(token); !errors.Is(err, ErrToken) || id != uuid.Nil {
+		if id, _, err := ring.Verify(token); !errors.Is(err, ErrToken) || id != uuid.Nil {
 			t.Errorf("%s: %s, %v; want ErrToken", about, id, err)
 		}
 	}
@@ -198,7 +198,7 @@ func TestKeyringIsSafeForConcurrentUse(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				if got, err := ring.Verify(token); err != nil || got != id {
+				if got, _, err := ring.Verify(token); err != nil || got != id {
 					t.Errorf("%s verified as %s: %v", id, got, err)
 				}
 			}
@@ -270,7 +270,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add("")
 	f.Add(strings.Repeat("A", tokenLen))
 	f.Fuzz(func(t *testing.T, s string) {
-		id, err := ring.Verify(s)
+		id, _, err := ring.Verify(s)
 		if err != nil {
 			if !errors.Is(err, ErrToken) || id != uuid.Nil {
 				t.Fatalf("%s, %v", id, err)
@@ -306,7 +306,7 @@ func FuzzParseKeys(f *testing.F) {
 		if err != nil || leadingToken(token) != token || len(token) != tokenLen {
 			t.Fatalf("signed %q: %v", token, err)
 		}
-		if got, err := ring.Verify(token); err != nil || got != id {
+		if got, _, err := ring.Verify(token); err != nil || got != id {
 			t.Fatalf("verified %s: %v", got, err)
 		}
 	})
