@@ -149,6 +149,7 @@ func newCrashing(t *testing.T) *crashing {
 		toStripe:   testkit.NewWire(t, "tcp", hostOf(t, d.simURL)),
 	}
 	c.env = []string{
+		"HTTP_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "LINK_BASE_URL=http://localhost", "LOG_LEVEL=debug",
 		"DATABASE_URL=postgres://" + pg.User + "@" + c.wires[toPostgres].Addr + "/" + pg.Database + "?sslmode=disable&application_name=crashing",
 		"NATS_URL=nats://" + c.wires[toNATS].Addr, "STRIPE_API_BASE=http://" + c.wires[toStripe].Addr,
 		"SMTP_URL=smtp://" + c.wires[toMail].Addr, "MAIL_FROM=billing@example.com", "SMTP_RATE=1000",
@@ -176,13 +177,15 @@ type hook struct {
 
 func newHook(t *testing.T) *hook {
 	h := &hook{}
-	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux() // no other path: a client of another test may still ask at what was its port
+	mux.HandleFunc("POST /hook", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		h.mu.Lock()
 		h.ids = append(h.ids, r.Header.Get("webhook-id"))
 		h.mu.Unlock()
 		w.WriteHeader(http.StatusNoContent)
-	}))
+	})
+	h.Server = httptest.NewServer(mux)
 	t.Cleanup(h.Close)
 	return h
 }
@@ -275,11 +278,21 @@ func (c *crashing) lift(acks bool) {
 	}
 }
 
-// serve starts a worker that outlives the row.
+var readyAt = regexp.MustCompile(`"msg":"ready".*"http":"([^"]+)"`)
+
+// serve starts a worker that outlives the row. It takes any port and says which: one that was chosen ahead could be
+// another test's by then.
 func (c *crashing) serve() {
 	defer func(row *testing.T) { c.d.t = row }(c.d.t)
 	c.d.t = c.t
-	c.worker = c.d.serve(c.env...)
+	c.worker = c.d.exec(c.env, "run")
+	c.d.until("the worker process to be ready", func() bool {
+		at := readyAt.FindStringSubmatch(c.worker.out.String())
+		if at != nil {
+			c.worker.http = "http://" + at[1]
+		}
+		return at != nil
+	})
 }
 
 // rest waits until nothing is under way. What is due in 10 s, or by a schedule of days, is due after a second, in which

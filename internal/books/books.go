@@ -67,17 +67,13 @@ func AwaitRest(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, nu
 
 // underWay names something that is; empty = nothing.
 func underWay(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) (string, error) {
-	for about, sql := range map[string]string{
-		"a job":   `SELECT count(*) FROM river_job WHERE state NOT IN ('completed', 'cancelled', 'discarded') AND kind <> 'sweep'`,
-		"a click": `SELECT count(*) FROM clicks WHERE outcome IS NULL`,
-	} {
-		var n int
-		if err := db.QueryRow(ctx, sql).Scan(&n); err != nil {
-			return "", err
-		}
-		if n > 0 {
-			return fmt.Sprintf("%s (%d)", about, n), nil
-		}
+	var open []string
+	err := db.QueryRow(ctx, `SELECT array_agg(what) FROM (
+		SELECT concat_ws(' ', 'job', kind, state, 'attempt', attempt, 'of', attempted_at, 'due', scheduled_at) what FROM river_job
+			WHERE state NOT IN ('completed', 'cancelled', 'discarded') AND kind <> 'sweep'
+		UNION ALL SELECT 'click ' || id FROM clicks WHERE outcome IS NULL) o`).Scan(&open)
+	if err != nil || len(open) > 0 {
+		return fmt.Sprintf("%d open: %.5q", len(open), open), err
 	}
 	consumer, err := js.Consumer(ctx, jobs.RequestsStream, jobs.IntakeConsumer)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
