@@ -150,7 +150,7 @@ func newCrashing(t *testing.T) *crashing {
 	}
 	c.env = []string{
 		"HTTP_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "LINK_BASE_URL=http://localhost", "LOG_LEVEL=debug",
-		"DATABASE_URL=postgres://" + pg.User + "@" + c.wires[toPostgres].Addr + "/" + pg.Database + "?sslmode=disable&application_name=crashing",
+		"DATABASE_URL=postgres://" + pg.User + "@" + c.wires[toPostgres].Addr + "/" + pg.Database + "?sslmode=disable",
 		"NATS_URL=nats://" + c.wires[toNATS].Addr, "STRIPE_API_BASE=http://" + c.wires[toStripe].Addr,
 		"SMTP_URL=smtp://" + c.wires[toMail].Addr, "MAIL_FROM=billing@example.com", "SMTP_RATE=1000",
 		"WEBHOOK_SECRETS=whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32)), "WEBHOOK_ALLOW_PRIVATE=true",
@@ -271,7 +271,8 @@ func (c *crashing) lift(acks bool) {
 		c.killed = false
 		// Postgres still does what it was sent: a fetch of jobs behind the moved clock would leave them running.
 		c.d.until("the killed worker's database sessions to end", func() bool {
-			return c.d.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'crashing'`) == 0
+			all := c.d.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'`)
+			return all == int(c.d.pool.Stat().TotalConns()) // the test's own
 		})
 		c.d.expireRiver()
 		c.serve()

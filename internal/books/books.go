@@ -69,11 +69,11 @@ func AwaitRest(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream, nu
 func underWay(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) (string, error) {
 	var open []string
 	err := db.QueryRow(ctx, `SELECT array_agg(what) FROM (
-		SELECT concat_ws(' ', 'job', kind, state, 'attempt', attempt, 'of', attempted_at, 'due', scheduled_at) what FROM river_job
+		SELECT concat_ws(' ', 'job', id, kind, state, 'attempt', attempt, 'of', attempted_at, 'due', scheduled_at) what FROM river_job
 			WHERE state NOT IN ('completed', 'cancelled', 'discarded') AND kind <> 'sweep'
 		UNION ALL SELECT 'click ' || id FROM clicks WHERE outcome IS NULL) o`).Scan(&open)
 	if err != nil || len(open) > 0 {
-		return fmt.Sprintf("%d open: %.5q", len(open), open), err
+		return fmt.Sprintf("%d open: %q", len(open), open[:min(len(open), 5)]), err
 	}
 	consumer, err := js.Consumer(ctx, jobs.RequestsStream, jobs.IntakeConsumer)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
