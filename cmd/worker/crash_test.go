@@ -152,7 +152,8 @@ func newCrashing(t *testing.T) *crashing {
 		toStripe:   testkit.NewWire(t, "tcp", hostOf(t, d.simURL)),
 	}
 	c.env = []string{
-		"DATABASE_URL=postgres://" + pg.User + "@" + c.wires[toPostgres].Addr + "/" + pg.Database + "?sslmode=disable&application_name=crashing",
+		"HTTP_ADDR=127.0.0.1:0", "ADMIN_ADDR=127.0.0.1:0", "LINK_BASE_URL=http://localhost", "LOG_LEVEL=debug",
+		"DATABASE_URL=postgres://" + pg.User + "@" + c.wires[toPostgres].Addr + "/" + pg.Database + "?sslmode=disable",
 		"NATS_URL=nats://" + c.wires[toNATS].Addr, "STRIPE_API_BASE=http://" + c.wires[toStripe].Addr,
 		"SMTP_URL=smtp://" + c.wires[toMail].Addr, "MAIL_FROM=billing@example.com", "SMTP_RATE=1000",
 		"WEBHOOK_SECRETS=whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32)), "WEBHOOK_ALLOW_PRIVATE=true",
@@ -192,13 +193,15 @@ type hook struct {
 
 func newHook(t *testing.T) *hook {
 	h := &hook{}
-	h.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	mux := http.NewServeMux() // no other path: a client of another test may still ask at what was its port
+	mux.HandleFunc("POST /hook", func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		h.mu.Lock()
 		h.ids = append(h.ids, r.Header.Get("webhook-id"))
 		h.mu.Unlock()
 		w.WriteHeader(http.StatusNoContent)
-	}))
+	})
+	h.Server = httptest.NewServer(mux)
 	t.Cleanup(h.Close)
 	return h
 }
@@ -284,18 +287,29 @@ func (c *crashing) lift(acks bool) {
 		c.killed = false
 		// Postgres still does what it was sent: a fetch of jobs behind the moved clock would leave them running.
 		c.d.until("the killed worker's database sessions to end", func() bool {
-			return c.d.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'crashing'`) == 0
+			all := c.d.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'`)
+			return all == int(c.d.pool.Stat().TotalConns()) // the test's own
 		})
 		c.d.expireRiver()
 		c.serve()
 	}
 }
 
-// serve starts a worker that outlives the row.
+var readyAt = regexp.MustCompile(`"msg":"ready".*"http":"([^"]+)"`)
+
+// serve starts a worker that outlives the row. It takes any port and says which: one that was chosen ahead could be
+// another test's by then.
 func (c *crashing) serve() {
 	defer func(row *testing.T) { c.d.t = row }(c.d.t)
 	c.d.t = c.t
-	c.worker = c.d.serve(c.env...)
+	c.worker = c.d.exec(c.env, "run")
+	c.d.until("the worker process to be ready", func() bool {
+		at := readyAt.FindStringSubmatch(c.worker.out.String())
+		if at != nil {
+			c.worker.http = "http://" + at[1]
+		}
+		return at != nil
+	})
 }
 
 // rest waits until nothing is under way. What is due in 10 s, or by a schedule of days, is due after a second, in which

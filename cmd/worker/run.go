@@ -252,7 +252,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	if cause == nil {
 		s.startIntake(up, intakeCtx, service, reg)
 		admin.ready.Store(true)
-		log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "admin", l.admin.Addr().String())
+		log.Info("ready", "roles", cfg.Roles, "version", cli.Version, "links", cfg.LinkBaseURL, "http", addr(l.public), "admin", addr(l.admin))
 		if ready != nil {
 			ready()
 		}
@@ -547,6 +547,14 @@ func (r *running) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return errors.New("not every part ended in time; what was open is taken up at the next start")
 	}
+}
+
+// addr is where a server listens; none without its role.
+func addr(l net.Listener) string {
+	if l == nil {
+		return ""
+	}
+	return l.Addr().String()
 }
 
 func closeListeners(l listeners) {
