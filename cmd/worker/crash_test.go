@@ -165,11 +165,14 @@ func newCrashing(t *testing.T) *crashing {
 // holdSeals keeps the audit unsealed until the end of the test, as the books want it.
 func (d *deployment) holdSeals() {
 	d.t.Helper()
-	conn, err := pgx.Connect(d.t.Context(), d.database)
+	conn, err := d.pool.Acquire(d.t.Context()) // lift counts the sessions that are not the pool's
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	d.t.Cleanup(func() {
+		_ = conn.Conn().Close(context.Background())
+		conn.Release()
+	})
 	if _, err := conn.Exec(d.t.Context(), `SELECT pg_advisory_lock($1)`, audit.Lock); err != nil {
 		d.t.Fatal(err)
 	}
