@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"code.dny.dev/ssrf"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
@@ -112,7 +113,7 @@ func (e *BusyError) Error() string { return "the target has as many posts under 
 func (w *Webhooks) CheckTarget(raw string) error {
 	u, err := url.Parse(raw)
 	switch {
-	case err != nil || u.Hostname() == "" || u.Opaque != "":
+	case err != nil || u.Hostname() == "" || u.Opaque != "" || strings.HasSuffix(u.Host, ":") || !utf8.ValidString(raw):
 		return errors.New("must be a URL, such as https://hooks.example.com/latchkey")
 	case u.Scheme != "https" && !(u.Scheme == "http" && w != nil && w.private):
 		return errors.New("must be https (http only with WEBHOOK_ALLOW_PRIVATE)")
