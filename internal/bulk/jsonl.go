@@ -238,7 +238,7 @@ func join(open, object []byte) []byte {
 // object becomes one that has its number and error.
 func (j *jsonInput) Append(dst []byte, row *Row, result *Result) []byte {
 	if row.object {
-		dst = append(dst, bytes.TrimRight(row.Raw[:len(row.Raw)-1], " \t")...)
+		dst = append(dst, bytes.TrimRight(row.Raw[:len(row.Raw)-1], " \t\r\n")...)
 	} else {
 		dst = append(dst, fmt.Sprintf(`{"line":%d`, row.Line)...)
 	}
