@@ -3,8 +3,33 @@
 -- The audit becomes provable: each row gets a number, rows are sealed into a hash chain by it, and what
 -- a visitor left is under the chain by a salted hash alone. And it is split by month. Both need the table
 -- to be written anew, under a lock: docs/operating.md says how long that takes.
-SET LOCAL lock_timeout = '10s';                         -- who waits for a lock holds up everybody behind it: rather try again
-LOCK TABLE audit_events, audit_visitors IN ACCESS EXCLUSIVE MODE;
+
+-- For migrations: takes the locks that they need, all or none, and tries again for 10 s. Who waits for a lock holds up
+-- everybody behind it, and who holds one and waits for another can wait for one that waits for it: so no wait is long.
+-- +goose StatementBegin
+CREATE FUNCTION lock_tables(tables text, mode text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    patience CONSTANT timestamptz := clock_timestamp() + interval '10 s';
+BEGIN
+    LOOP
+        BEGIN -- what it locks is free again where it fails
+            SET LOCAL lock_timeout = '100ms';
+            EXECUTE format('LOCK TABLE %s IN %s MODE', tables, mode);
+            SET LOCAL lock_timeout = 0; -- what else is locked is new
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            IF clock_timestamp() > patience THEN
+                RAISE EXCEPTION 'no lock of % within 10 s', tables
+                    USING ERRCODE = 'lock_not_available', HINT = 'End the transaction that holds them, and run this again; nothing was changed.';
+            END IF;
+        END;
+        PERFORM pg_sleep(0.1 + random() / 10);
+    END LOOP;
+END
+$$;
+-- +goose StatementEnd
+REVOKE ALL ON FUNCTION lock_tables(text, text) FROM PUBLIC;
+SELECT lock_tables('audit_events, audit_visitors', 'ACCESS EXCLUSIVE');
 
 ALTER TABLE audit_events RENAME TO audit_events_before;
 ALTER TABLE audit_events_before RENAME CONSTRAINT audit_events_pkey TO audit_events_before_pkey;
@@ -203,6 +228,6 @@ CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events
     FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only();
 DROP TABLE audit_events_after, audit_seals;
-DROP FUNCTION audit_seals_go_on(), audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
+DROP FUNCTION lock_tables(text, text), audit_seals_go_on(), audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
 ALTER TABLE audit_visitors DROP COLUMN salt;
 GRANT SELECT, INSERT ON audit_events TO latchkey_app;

@@ -32,6 +32,7 @@ BEGIN
 END
 $$;
 -- +goose StatementEnd
+SELECT lock_tables('links', 'SHARE ROW EXCLUSIVE');
 CREATE TRIGGER links_key_not_retired AFTER INSERT ON links
     REFERENCING NEW TABLE AS made FOR EACH STATEMENT EXECUTE FUNCTION links_key_not_retired();
 

@@ -1,5 +1,7 @@
 -- +goose Up
 
+SELECT lock_tables('clicks, links', 'SHARE ROW EXCLUSIVE');
+
 -- LINK_RETENTION: links that expired long ago can be deleted. Their request ids stay used up.
 CREATE TABLE spent_request_ids (
     request_id text PRIMARY KEY

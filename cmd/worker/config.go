@@ -42,6 +42,7 @@ type Config struct {
 	ReturnURL         string        `envconfig:"RETURN_URL"`                          // of sessions that name none
 	ReturnURLHosts    []string      `envconfig:"RETURN_URL_HOSTS"`                    // empty: RETURN_URL's
 	HTTPAddr          string        `envconfig:"HTTP_ADDR" default:":8080"`           // public
+	HTTPDrainTime     time.Duration `envconfig:"HTTP_DRAIN_TIME" default:"3s"`        // of clicks served on after SIGTERM
 	AdminAddr         string        `envconfig:"ADMIN_ADDR" default:"127.0.0.1:9090"` // internal
 	AdminToken        string        `envconfig:"ADMIN_TOKEN" secret:"true"`           // bearer token of /metrics; empty: ADMIN_ADDR is on loopback
 	TrustedProxyCIDRs []string      `envconfig:"TRUSTED_PROXIES"`                     //
@@ -192,6 +193,9 @@ func (c *Config) validateServers(p *config.Problems) {
 		if _, err := net.ResolveTCPAddr("tcp", setting[1]); err != nil {
 			p.Add(setting[0], "must be host:port or :port, such as 127.0.0.1:9090")
 		}
+	}
+	if !p.Has("HTTP_DRAIN_TIME") && (c.HTTPDrainTime < 0 || c.HTTPDrainTime > mostDrainTime) {
+		p.Add("HTTP_DRAIN_TIME", "must be from 0s to %s, since a stop takes at most 15s", mostDrainTime)
 	}
 	c.validateAdmin(p)
 	for i, cidr := range c.TrustedProxyCIDRs {

@@ -108,6 +108,7 @@ func (d *dev) configure() error {
 	if os.Getenv("LOG_FORMAT") == "" && os.Getenv(config.Prefix+"_LOG_FORMAT") == "" {
 		d.cfg.LogFormat = "text"
 	}
+	d.cfg.HTTPDrainTime = 0 // nobody balances a load here
 	d.log = d.cfg.logger()
 	d.cfg.keysFile = config.SecretFile("LINK_KEYS")
 	if d.cfg.LinkKeys == "" {

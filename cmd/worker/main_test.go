@@ -295,7 +295,7 @@ func (d *deployment) exec(env []string, args ...string) *process {
 	p := &process{cmd: exec.CommandContext(d.t.Context(), os.Args[0], args...), out: &logBuffer{}}
 	p.cmd.Env = append([]string{asWorker + "=1", "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"DATABASE_URL=" + d.database, "NATS_URL=" + d.nats, "STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=" + d.simURL,
-		"LINK_KEYS=" + d.keys, "RETURN_URL=https://app.example.com/billing", "STRIPE_RATE=1000", "STRIPE_READ_RATE=1000"}, env...)
+		"LINK_KEYS=" + d.keys, "RETURN_URL=https://app.example.com/billing", "STRIPE_RATE=1000", "STRIPE_READ_RATE=1000", "HTTP_DRAIN_TIME=0s"}, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	if err := p.cmd.Start(); err != nil {
 		d.t.Fatal(err)

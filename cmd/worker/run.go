@@ -37,6 +37,7 @@ import (
 const (
 	stopDeadline  = 14 * time.Second
 	clickStopTime = 6 * time.Second
+	mostDrainTime = 7 * time.Second
 )
 
 // publishAckTimeout is longer than a publish job waits.
@@ -261,15 +262,20 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 		cause = r.untilDone(up)
 	}
 
-	admin.ready.Store(false)
+	drain := time.Duration(0)
+	if admin.ready.Swap(false) && cfg.has(roleClick) {
+		drain = cfg.HTTPDrainTime
+	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
-	defer time.AfterFunc(clickStopTime, role.abortClicks).Stop()
+	defer time.AfterFunc(drain+clickStopTime, role.abortClicks).Stop()
 	stopIntake()
 	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
 	// worker's.
 	jobsStopped := make(chan error, 1)
 	go func() { jobsStopped <- role.river.Stop(stopCtx) }()
+	// Clicks are served until who spreads them has seen /readyz: one that net/http reads in its Shutdown gets no answer.
+	time.Sleep(drain)
 	err = errors.Join(cause, s.clicks.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")

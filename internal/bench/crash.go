@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -144,9 +145,19 @@ func (c *crashing) startWorker(ctx context.Context) (err error) {
 	return err
 }
 
+// startBulk returns once the command has its output, and with it a connection: without a server it would not begin.
 func (c *crashing) startBulk(ctx context.Context) (err error) {
-	c.bulk, err = startBulk(ctx, c.enqueue, c.natsURL, c.in, "--campaign", "crash", "--out", c.out, "--rate", c.rate)
-	return err
+	partial := c.out + ".partial"
+	if err := os.Remove(partial); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if c.bulk, err = startBulk(ctx, c.enqueue, c.natsURL, c.in, "--campaign", "crash", "--out", c.out, "--rate", c.rate); err != nil {
+		return err
+	}
+	return c.until(ctx, partial, func() (bool, error) {
+		_, err := os.Stat(partial)
+		return err == nil, nil
+	})
 }
 
 // campaign runs the campaign through all deaths.

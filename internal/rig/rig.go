@@ -58,7 +58,7 @@ type Worker struct {
 // Spawn starts a worker that listens on these addresses, and does not wait for it.
 func Spawn(ctx context.Context, binary, public, admin string, log io.Writer, env ...string) (*Worker, error) {
 	w := &Worker{Cmd: exec.CommandContext(ctx, binary, "run"), Public: "http://" + public, Admin: "http://" + admin, began: time.Now()}
-	w.Cmd.Env = append([]string{"LINK_KEYS=" + LinkKeys, "HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public}, env...)
+	w.Cmd.Env = append([]string{"LINK_KEYS=" + LinkKeys, "HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "HTTP_DRAIN_TIME=0s"}, env...)
 	w.Cmd.Stdout, w.Cmd.Stderr = log, log
 	return w, w.Cmd.Start()
 }
@@ -124,8 +124,11 @@ func Memory(pid int, what string) float64 {
 
 // FreePort is an address of loopback that nobody listens on just now, and that stays free until it is used: it is below
 // the ports that systems give to who asks for any (from 32768 on, or above), and it is given once. One of theirs would
-// be given to a proxy or a connection next.
+// be given to a proxy or a connection next. No process is begun meanwhile: until its exec, it would hold the listener
+// that is closed here, and whoever listened next would find the address in use.
 func FreePort() string {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for range freePorts {
 		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+nextPort.Add(1)%freePorts)
 		if l, err := net.Listen("tcp", addr); err == nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 
-	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 	"latchkey/internal/stack"
 	"latchkey/internal/stripesim"
 )
@@ -63,7 +63,7 @@ func deploy(ctx context.Context, dir string) (d *deployment, err error) {
 	go func() { _ = d.stripe.Serve(l) }()
 	d.env = []string{"PATH=" + os.Getenv("PATH"), "DATABASE_URL=" + d.pg.URL("postgres"), "NATS_URL=" + d.ns.URL(),
 		"STRIPE_API_KEY=" + stripesim.TestKey, "STRIPE_API_BASE=http://" + l.Addr().String(), "STRIPE_RATE=1000000",
-		"LINK_KEYS=" + portal.FormatKey(1, [32]byte{'r'}), "LINK_BASE_URL=https://pay.example.com", "LOG_LEVEL=warn"}
+		"LINK_BASE_URL=https://pay.example.com", "LOG_LEVEL=warn", "HTTP_DRAIN_TIME=1s"}
 	return d, nil
 }
 
@@ -91,42 +91,28 @@ func (d *deployment) migrate(ctx context.Context, binary string) error {
 
 // replica is a 'worker run' process.
 type replica struct {
-	cmd           *exec.Cmd
-	public, admin string // origins
-	log           string // file
-	ended         bool
+	*rig.Worker
+	log   string // file
+	ended bool
 }
 
 // start returns once the replica is ready, and is being given clicks.
 func (d *deployment) start(ctx context.Context, binary string) (*replica, error) {
-	public, admin := freePort(), freePort()
-	r := &replica{cmd: exec.CommandContext(ctx, binary, "run"), public: "http://" + public, admin: "http://" + admin,
-		log: filepath.Join(d.dir, fmt.Sprintf("replica-%d.log", len(d.replicas)))}
+	r := &replica{log: filepath.Join(d.dir, fmt.Sprintf("replica-%d.log", len(d.replicas)))}
 	log, err := os.Create(r.log)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = log.Close() }()
-	r.cmd.Env = append([]string{"HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin}, d.env...)
-	r.cmd.Stdout, r.cmd.Stderr = log, log
-	if err := r.cmd.Start(); err != nil {
+	if r.Worker, err = rig.Spawn(ctx, binary, rig.FreePort(), rig.FreePort(), log, d.env...); err != nil {
 		return nil, err
 	}
 	d.replicas = append(d.replicas, r)
-	if err := until(ctx, 30*time.Second, "a replica to be ready", r.isReady); err != nil {
+	if err := r.UntilReady(); err != nil {
 		return nil, fmt.Errorf("%w%s", err, r.lastLines())
 	}
 	d.balancer.add(r)
 	return r, nil
-}
-
-func (r *replica) isReady() bool {
-	resp, err := browser.Get(r.admin + "/readyz")
-	if err != nil {
-		return false
-	}
-	_ = resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
 }
 
 // end stops the replica as a deployment does.
@@ -135,9 +121,9 @@ func (r *replica) end() error {
 		return nil
 	}
 	r.ended = true
-	late := time.AfterFunc(20*time.Second, func() { _ = r.cmd.Process.Kill() })
+	late := time.AfterFunc(20*time.Second, func() { _ = r.Cmd.Process.Kill() })
 	defer late.Stop()
-	if err := errors.Join(r.cmd.Process.Signal(syscall.SIGTERM), r.cmd.Wait()); err != nil {
+	if err := errors.Join(r.Cmd.Process.Signal(syscall.SIGTERM), r.Cmd.Wait()); err != nil {
 		return fmt.Errorf("a stop by SIGTERM: %w%s", err, r.lastLines())
 	}
 	return nil
@@ -146,16 +132,7 @@ func (r *replica) end() error {
 func (r *replica) lastLines() string {
 	content, _ := os.ReadFile(r.log)
 	lines := strings.Split(strings.TrimSpace(string(content)), "\n")
-	return "\n    " + strings.Join(lines[max(0, len(lines)-5):], "\n    ")
-}
-
-func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return "\n  " + filepath.Base(r.log) + ":\n    " + strings.Join(lines[max(0, len(lines)-5):], "\n    ")
 }
 
 // until waits for a condition.

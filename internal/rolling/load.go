@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -33,7 +34,8 @@ type load struct {
 	created atomic.Int64 // creates that were answered with a link
 	retried atomic.Int64 // tries at them that were not
 	clicked atomic.Int64 // presses that came to the portal
-	passed  atomic.Int64 // presses that a closed listener refused, and that the other replica took
+	passed  atomic.Int64 // presses that a stopping replica refused, and that the other one took
+	again   atomic.Int64 // presses that got the page that tries again by itself
 
 	mu     sync.Mutex
 	failed []error
@@ -136,15 +138,31 @@ func (l *load) click(ctx context.Context) {
 var browser = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
+// press goes on as the page does that comes with a 503.
 func (l *load) press(ctx context.Context, address string) error {
 	u, err := url.Parse(address)
 	if err != nil {
 		return err
 	}
-	for _, r := range l.d.balancer.ready() {
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.public+u.Path, nil)
-		if err != nil {
+	for patience := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		status, err := l.pressOnce(ctx, u.Path)
+		switch {
+		case err != nil:
 			return err
+		case status == http.StatusSeeOther:
+			return nil
+		case status != http.StatusServiceUnavailable || time.Now().After(patience):
+			return fmt.Errorf("HTTP %d", status)
+		}
+		l.again.Add(1)
+	}
+}
+
+func (l *load) pressOnce(ctx context.Context, path string) (status int, err error) {
+	for _, r := range l.d.balancer.ready() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.Public+path, nil)
+		if err != nil {
+			return 0, err
 		}
 		resp, err := browser.Do(req)
 		if notTaken(err) {
@@ -152,21 +170,18 @@ func (l *load) press(ctx context.Context, address string) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
-		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusSeeOther {
-			return fmt.Errorf("HTTP %d", resp.StatusCode)
-		}
-		return nil
+		return resp.StatusCode, resp.Body.Close()
 	}
-	return errors.New("no replica was ready")
+	return 0, errors.New("no replica was ready")
 }
 
-// notTaken: the listener was closed already, or closed before it took the connection.
+// notTaken: the listener was closed already, or closed before it took the connection; or net/http took it and ended it
+// without an answer, since it was shutting down: releases before HTTP_DRAIN_TIME do so.
 func notTaken(err error) bool {
 	dial, ok := errors.AsType[*net.OpError](err)
-	return ok && (dial.Op == "dial" || errors.Is(err, syscall.ECONNRESET))
+	return errors.Is(err, io.EOF) || ok && (dial.Op == "dial" || errors.Is(err, syscall.ECONNRESET))
 }
 
 // balancer knows the replicas, and asks their readyz for each press; a proxy asks more rarely, and learns of a closed
@@ -190,7 +205,7 @@ func (b *balancer) ready() (ready []*replica) {
 	all := append(append([]*replica{}, b.replicas[b.turn%len(b.replicas):]...), b.replicas[:b.turn%len(b.replicas)]...)
 	b.mu.Unlock()
 	for _, r := range all {
-		if r.isReady() {
+		if r.Ready() {
 			ready = append(ready, r)
 		}
 	}

@@ -27,7 +27,10 @@ func (d *deployment) replace(ctx context.Context, before, after string) error {
 	l.stop()
 	l.running.Wait()
 	if err := errors.Join(append(l.failed, err)...); err != nil {
-		return fmt.Errorf("%w%s", err, d.replicas[len(d.replicas)-1].lastLines())
+		for _, r := range d.replicas {
+			err = fmt.Errorf("%w%s", err, r.lastLines())
+		}
+		return err
 	}
 	return l.count(ctx)
 }
@@ -101,8 +104,8 @@ func (l *load) count(ctx context.Context) error {
 	if err := l.sameLinks(ctx); err != nil {
 		return err
 	}
-	fmt.Printf("  %d requests and %d creates became a link each (%d creates were asked for again), %d clicks came to the portal (%d passed on by the load balancer), %d events were published: none was lost\n",
-		l.sent.Load(), l.created.Load(), l.retried.Load(), l.clicked.Load(), l.passed.Load(), events)
+	fmt.Printf("  %d requests and %d creates became a link each (%d creates were asked for again), %d clicks came to the portal (%d passed on by the load balancer, %d by the page that tries again), %d events were published: none was lost\n",
+		l.sent.Load(), l.created.Load(), l.retried.Load(), l.clicked.Load(), l.passed.Load(), l.again.Load(), events)
 	return nil
 }
 
