@@ -32,7 +32,7 @@ bench: ## writes docs/performance.md; a part alone: go run ./internal/bench -onl
 	go run ./internal/bench -docs docs
 
 faults: ## writes docs/reliability.md; one run: go run ./internal/fault -seed 17
-	go run ./internal/fault -seeds 1-200 -docs docs
+	go run ./internal/fault -seeds 1-200 -at-once 3 -docs docs
 
 SOAK ?= 1h
 

@@ -1,7 +1,7 @@
 // Command fault breaks the service on purpose and sees that its promises hold: real servers as processes of their own,
 // real workers, a load, and faults at random moments.
 //
-//	go run ./internal/fault -seeds 1-200 -docs docs    (make faults)
+//	go run ./internal/fault -seeds 1-200 -at-once 3 -docs docs    (make faults)
 //	go run ./internal/fault -seed 17                   one run, told as it goes
 //	go run ./internal/fault -for 60s                   as many runs as begin in that time, the first by the commit's seed, for CI
 //	go run ./internal/fault -soak 1h -docs docs        (make soak) no faults, a load for hours: nothing may grow
@@ -25,6 +25,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,6 +33,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
 
 	"latchkey/internal/rig"
 )
@@ -41,6 +43,7 @@ type options struct {
 	seed   uint64
 	during time.Duration
 	soak   time.Duration
+	atOnce int
 	docs   string
 	again  bool
 }
@@ -51,6 +54,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", 0, "one run, told as it goes")
 	flag.DurationVar(&o.during, "for", 0, "begin no more runs after this time, from a seed on that follows from the commit; 0 = run -seeds")
 	flag.DurationVar(&o.soak, "soak", 0, "put a load on one deployment for this time, without faults, in place of runs")
+	flag.IntVar(&o.atOnce, "at-once", 1, "runs at the same time")
 	flag.StringVar(&o.docs, "docs", "", "keep the results in this directory, and render reliability.md there; empty = only print")
 	flag.BoolVar(&o.again, "render", false, "run nothing: render the page of -docs from the results that are there")
 	flag.Parse()
@@ -82,15 +86,22 @@ func (o options) run(ctx context.Context) error {
 		return s.soak(ctx, o.soak, o.docs)
 	}
 	began := time.Now()
-	for seed := from; seed <= to && (o.during == 0 || time.Since(began) < o.during); seed++ {
-		if err := s.one(ctx, seed); err != nil {
-			return err
-		}
+	s.found.AtOnce = o.atOnce
+	runs, ctx := errgroup.WithContext(ctx)
+	runs.SetLimit(o.atOnce)
+	for seed := from; seed <= to && ctx.Err() == nil && (o.during == 0 || time.Since(began) < o.during); seed++ {
+		runs.Go(func() error { return s.one(ctx, seed) })
+	}
+	if err := runs.Wait(); err != nil {
+		return err
 	}
 	return s.tell(o.docs, time.Since(began))
 }
 
 func (o options) firstAndLast(ctx context.Context) (from, to uint64, err error) {
+	if o.atOnce < 1 {
+		return 0, 0, fmt.Errorf("-at-once is %d; it must be above 0", o.atOnce)
+	}
 	if o.seed > 0 {
 		return o.seed, o.seed, nil
 	}
@@ -124,6 +135,7 @@ type suite struct {
 	dir     string
 	verbose bool
 
+	mu     sync.Mutex // of what is below
 	found  *result
 	failed []uint64
 	kept   bool // a run's folder
@@ -173,10 +185,10 @@ func (s *suite) one(ctx context.Context, seed uint64) error {
 	d, err := newDeployment(ctx, s.tools, p, dir)
 	var broken []string
 	var n checked
+	var machine rig.Machine
 	if err == nil {
-		broken, n, err = d.through(ctx, s.say)
-		if s.found.Machine.Platform == "" && err == nil {
-			s.found.Machine, _ = rig.ThisMachine(ctx, d.pool, d.nc.ConnectedServerVersion())
+		if broken, n, err = d.through(ctx, s.say); err == nil {
+			machine, _ = rig.ThisMachine(ctx, d.pool, d.nc.ConnectedServerVersion())
 		}
 	}
 	if ctx.Err() != nil {
@@ -186,16 +198,16 @@ func (s *suite) one(ctx context.Context, seed uint64) error {
 		broken = append(broken, err.Error()) // it never came to rest, or could not be read: no less broken
 	}
 	_ = d.close()
-	s.count(d, n, len(broken) == 0)
+	s.count(d, machine, n, len(broken) == 0)
 	if len(broken) == 0 {
 		fmt.Printf("seed %d: %d faults, %d links, %d sessions, %d events, %.0f s: ok\n", seed, len(d.struck), n.Links, n.Sessions, n.Events, time.Since(began).Seconds())
 		return d.remove()
 	}
-	s.kept = true
-	fmt.Printf("seed %d: BROKEN, kept in %s (its small disks, if it has any, stay mounted there)\n%s", seed, dir, p)
+	text := fmt.Sprintf("seed %d: BROKEN, kept in %s (its small disks, if it has any, stay mounted there)\n%s", seed, dir, p)
 	for _, what := range broken[:min(len(broken), 20)] {
-		fmt.Println("   ", what)
+		text += "    " + what + "\n"
 	}
+	fmt.Print(text) // at once: other runs tell too
 	return nil
 }
 
@@ -280,12 +292,17 @@ func (d *deployment) strike(ctx context.Context, in injection) (made bool, err e
 }
 
 // count adds a run to the tallies.
-func (s *suite) count(d *deployment, n checked, survived bool) {
+func (s *suite) count(d *deployment, machine rig.Machine, n checked, survived bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r, p := s.found, d.plan
+	if r.Machine.Platform == "" {
+		r.Machine = machine
+	}
 	r.Seeds = append(r.Seeds, p.seed)
 	if !survived {
+		s.kept = true
 		s.failed = append(s.failed, p.seed)
-		r.Broken = append(r.Broken, p.seed)
 	}
 	r.Checked.add(n)
 	seen := map[string]bool{}
@@ -309,6 +326,9 @@ func (s *suite) count(d *deployment, n checked, survived bool) {
 
 // tell ends the suite's runs.
 func (s *suite) tell(docs string, took time.Duration) error {
+	slices.Sort(s.found.Seeds)
+	slices.Sort(s.failed)
+	s.found.Broken = s.failed
 	s.found.Seconds = took.Round(time.Second).Seconds()
 	fmt.Printf("%d runs in %s, %d broken\n", len(s.found.Seeds), took.Round(time.Second), len(s.failed))
 	if docs != "" {

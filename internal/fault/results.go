@@ -28,6 +28,7 @@ type result struct {
 	Measured time.Time        `json:"measured"`
 	Commit   string           `json:"commit,omitempty"`
 	Seconds  float64          `json:"seconds"`
+	AtOnce   int              `json:"at_once,omitempty"` // runs at the same time
 	Machine  rig.Machine      `json:"machine"`
 	Mounts   bool             `json:"mounts"` // disks could be filled
 	Seeds    []uint64         `json:"seeds"`
