@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -71,6 +72,11 @@ func TestDumpAndRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	links["waiting"] = d.withOpenJob(t)
+	code, out := d.command(nil, "audit", "seal")
+	head := regexp.MustCompile(`(?m)^head (\S+)$`).FindStringSubmatch(out)
+	if code != 0 || head == nil {
+		t.Fatalf("worker audit seal: exit %d\n%s", code, out)
+	}
 	rows := d.audit()
 
 	file := filepath.Join(t.TempDir(), "latchkey.dump")
@@ -84,6 +90,9 @@ func TestDumpAndRestore(t *testing.T) {
 	runTool(t, restore, "--no-owner", "--exit-on-error", "--single-transaction", "--dbname="+d.database, file)
 	if code, out := d.command(nil, "migrate"); code != 0 || !strings.Contains(out, "up to date") {
 		t.Fatalf("worker migrate: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "audit", "verify", "--head", head[1]); code != 0 || !strings.Contains(out, "as it was sealed") {
+		t.Errorf("worker audit verify: exit %d\n%s", code, out)
 	}
 	d.reopen(pg)
 	if restored := d.audit(); restored != rows {

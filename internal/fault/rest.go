@@ -10,15 +10,17 @@ import (
 )
 
 // A run would wait for minutes until leases have ended, retries are due and abandoned clicks may be closed. Instead,
-// the rows are made older by that time, once the faults are over.
+// the rows are made older by that time, once the faults are over. One that a worker has locked is being brought on
+// by it, and two who each hold a row that the other wants would be a deadlock.
 const (
-	// ageOnce is what a dead worker has left: jobs that nobody works at, and clicks that nobody comes back to.
-	ageJobs   = `UPDATE river_job SET attempted_at = attempted_at - interval '1 hour' WHERE state = 'running'`
+	// ageJobs and ageClicks are what a dead worker has left: jobs that nobody works at, and clicks that nobody comes back to.
+	ageJobs = `UPDATE river_job SET attempted_at = attempted_at - interval '1 hour'
+		WHERE id IN (SELECT id FROM river_job WHERE state = 'running' FOR UPDATE SKIP LOCKED)`
 	ageClicks = `UPDATE clicks SET started_at = started_at - interval '1 hour', asked_at = asked_at - interval '1 hour', kept_until = kept_until - interval '1 hour',
-		open_until = open_until - interval '1 hour' WHERE outcome IS NULL`
+		open_until = open_until - interval '1 hour' WHERE id IN (SELECT id FROM clicks WHERE outcome IS NULL FOR UPDATE SKIP LOCKED)`
 	// ageDue is what is to be tried again later, published by its job because its process died, or due by a clock that was ahead.
 	ageDue = `UPDATE river_job SET state = 'available', scheduled_at = now() - interval '1 hour'
-		WHERE state IN ('scheduled', 'retryable') OR state = 'available' AND scheduled_at > now()`
+		WHERE id IN (SELECT id FROM river_job WHERE state IN ('scheduled', 'retryable') OR state = 'available' AND scheduled_at > now() FOR UPDATE SKIP LOCKED)`
 	// ageLeader: a dead leader's term ends.
 	ageLeader = `UPDATE river_leader SET expires_at = now() - interval '1 hour'`
 )
