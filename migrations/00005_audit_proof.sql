@@ -6,21 +6,24 @@
 
 -- For migrations: takes the locks that they need, all or none, and tries again for 10 s. Who waits for a lock holds up
 -- everybody behind it, and who holds one and waits for another can wait for one that waits for it: so no wait is long.
+-- Only an autovacuum has to be waited for longer: it gives way to who has waited for deadlock_timeout.
 -- +goose StatementBegin
 CREATE FUNCTION lock_tables(tables text, mode text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    patience CONSTANT timestamptz := clock_timestamp() + interval '10 s';
+    began CONSTANT timestamptz := clock_timestamp();
+    before CONSTANT text := current_setting('lock_timeout');
+    for_autovacuum CONSTANT integer := (SELECT setting::integer + 500 FROM pg_settings WHERE name = 'deadlock_timeout'); -- ms
 BEGIN
     LOOP
         BEGIN -- what it locks is free again where it fails
-            SET LOCAL lock_timeout = '100ms';
+            PERFORM set_config('lock_timeout', CASE WHEN clock_timestamp() < began + interval '3 s' THEN '100' ELSE for_autovacuum::text END, true);
             EXECUTE format('LOCK TABLE %s IN %s MODE', tables, mode);
-            SET LOCAL lock_timeout = 0; -- what else is locked is new
+            PERFORM set_config('lock_timeout', before, true);
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            IF clock_timestamp() > patience THEN
-                RAISE EXCEPTION 'no lock of % within 10 s', tables
-                    USING ERRCODE = 'lock_not_available', HINT = 'End the transaction that holds them, and run this again; nothing was changed.';
+            IF clock_timestamp() > began + interval '10 s' THEN
+                RAISE EXCEPTION 'no lock of % within 10 s', tables USING ERRCODE = 'lock_not_available',
+                    HINT = 'End what holds it, a long transaction or an autovacuum (pg_stat_activity), and run this again; nothing was changed.';
             END IF;
         END;
         PERFORM pg_sleep(0.1 + random() / 10);
@@ -228,6 +231,7 @@ CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
 CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events
     FOR EACH STATEMENT EXECUTE FUNCTION audit_events_append_only();
 DROP TABLE audit_events_after, audit_seals;
-DROP FUNCTION lock_tables(text, text), audit_seals_go_on(), audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
+DROP FUNCTION IF EXISTS lock_tables(text, text);
+DROP FUNCTION audit_seals_go_on(), audit_add_months(), audit_add_months(timestamptz), audit_add_partition(text, text), audit_id_at(timestamptz);
 ALTER TABLE audit_visitors DROP COLUMN salt;
 GRANT SELECT, INSERT ON audit_events TO latchkey_app;

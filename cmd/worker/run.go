@@ -38,6 +38,7 @@ const (
 	stopDeadline  = 14 * time.Second
 	clickStopTime = 6 * time.Second
 	mostDrainTime = 7 * time.Second
+	abortDeadline = 9 * time.Second // what was cut has its outcome written within the rest
 )
 
 // publishAckTimeout is longer than a publish job waits.
@@ -244,8 +245,10 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	admin.open(b, service)
 	intakeCtx, stopIntake := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopIntake()
+	keysCtx, stopKeys := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeys()
 	if cfg.keysFile != "" {
-		r.start("keys", func() error { watchKeys(intakeCtx, cfg, b.jobPool, keysEvery, log); return nil })
+		r.start("keys", func() error { watchKeys(keysCtx, cfg, b.jobPool, keysEvery, log); return nil })
 	}
 	s := &starting{cfg: cfg, log: log, admin: admin, backends: b, role: role, running: r,
 		clicks: role.click.HTTPServer(), public: l.public}
@@ -268,7 +271,8 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopDeadline)
 	defer cancel()
-	defer time.AfterFunc(drain+clickStopTime, role.abortClicks).Stop()
+	defer time.AfterFunc(min(drain+clickStopTime, abortDeadline), role.abortClicks).Stop()
+	role.click.Draining.Store(true)
 	stopIntake()
 	// Side by side, or their deadlines would add up: jobs that a click writes now are the next
 	// worker's.
@@ -276,6 +280,7 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger, l listeners, ready 
 	go func() { jobsStopped <- role.river.Stop(stopCtx) }()
 	// Clicks are served until who spreads them has seen /readyz: one that net/http reads in its Shutdown gets no answer.
 	time.Sleep(drain)
+	stopKeys()
 	err = errors.Join(cause, s.clicks.Shutdown(stopCtx), <-jobsStopped, adminServer.Shutdown(stopCtx), r.wait(stopCtx))
 	if err == nil {
 		log.Info("stopped")

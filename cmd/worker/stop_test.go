@@ -82,7 +82,7 @@ func TestReplicasAreReplacedUnderLoad(t *testing.T) {
 	t.Parallel()
 	d := deploy(t)
 	fleet := &fleet{}
-	drains := func(c *Config) { c.HTTPDrainTime = time.Second }
+	drains := func(c *Config) { c.HTTPDrainTime = 3 * time.Second }
 	replicas := []*instance{d.start(drains), d.start(drains)}
 	fleet.set(replicas)
 	link := make([]string, 10)
@@ -172,11 +172,12 @@ func (f *fleet) press(ctx context.Context, path string) (status int, err error) 
 	return 0, errors.New("no replica is ready")
 }
 
-// A hanging Stripe does not hold up the stop: the call is cut and the click's outcome written.
+// Clicks are served on for HTTP_DRAIN_TIME, each on a connection that ends with it. A hanging Stripe does not hold up
+// the stop, not even behind the longest drain: the call is cut and the click's outcome written.
 func TestStopCutsAHangingStripe(t *testing.T) {
 	t.Parallel()
 	d := deploy(t)
-	p := d.serve()
+	p := d.serve("HTTP_DRAIN_TIME=7s")
 	req := request("hang")
 	req.Session.Customer = "cus_hang1"
 	link := d.link(req)
@@ -186,6 +187,18 @@ func TestStopCutsAHangingStripe(t *testing.T) {
 	d.until("the call to Stripe", func() bool { return d.number(`SELECT count(*) FROM clicks`) == 1 && len(d.sim.Calls()) > 0 })
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
+	}
+	d.until("readyz to say so", func() bool {
+		status, _, _ := d.do(http.MethodGet, p.admin+"/readyz")
+		return status == http.StatusServiceUnavailable
+	})
+	resp, err := http.Get(link.URL)
+	if err != nil {
+		t.Fatalf("a click while the load balancer may not know yet: %v", err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || !resp.Close {
+		t.Errorf("a click while the load balancer may not know yet: %s, the connection ends: %t", resp.Status, resp.Close)
 	}
 	if code := p.exitInTime(t); code != 0 {
 		t.Fatalf("exit %d:\n%s", code, tail(p.out.String()))

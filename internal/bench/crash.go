@@ -155,6 +155,11 @@ func (c *crashing) startBulk(ctx context.Context) (err error) {
 		return err
 	}
 	return c.until(ctx, partial, func() (bool, error) {
+		select {
+		case err := <-c.bulk.ended:
+			return false, fmt.Errorf("the campaign did not begin: %w\n%s", err, c.bulk.text.String())
+		default:
+		}
 		_, err := os.Stat(partial)
 		return err == nil, nil
 	})

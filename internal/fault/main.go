@@ -89,8 +89,14 @@ func (o options) run(ctx context.Context) error {
 	s.found.AtOnce = o.atOnce
 	runs, ctx := errgroup.WithContext(ctx)
 	runs.SetLimit(o.atOnce)
-	for seed := from; seed <= to && ctx.Err() == nil && (o.during == 0 || time.Since(began) < o.during); seed++ {
-		runs.Go(func() error { return s.one(ctx, seed) })
+	over := func() bool { return ctx.Err() != nil || o.during > 0 && time.Since(began) >= o.during }
+	for seed := from; seed <= to && !over(); seed++ {
+		runs.Go(func() error {
+			if seed > from && over() { // by now: it waited for another run to end
+				return ctx.Err()
+			}
+			return s.one(ctx, seed)
+		})
 	}
 	if err := runs.Wait(); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go"
@@ -46,6 +47,8 @@ type ClickServer struct {
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
 	Abort          context.Context // when it ends, clicks that wait are cut: the process stops
+
+	Draining atomic.Bool // each answer ends its connection, so that whoever keeps one open goes to another process
 
 	requests *prometheus.CounterVec
 	clicks   *prometheus.CounterVec
@@ -122,6 +125,9 @@ func (s *ClickServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.requests.WithLabelValues(methodLabel(r.Method), strconv.Itoa(rec.status)).Inc()
 	}()
 	s.Pages.setHeaders(rec.Header())
+	if s.Draining.Load() {
+		rec.Header().Set("Connection", "close")
+	}
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead && r.Method != http.MethodPost:
 		rec.Header().Set("Allow", "GET, HEAD, POST")

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -72,7 +73,7 @@ func (w *Worker) UntilReady() error {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-	w.Stop()
+	KillNow(w.Cmd)
 	return errors.New("the worker was not ready in 20 s")
 }
 
@@ -127,8 +128,10 @@ func Memory(pid int, what string) float64 {
 // be given to a proxy or a connection next. No process is begun meanwhile: until its exec, it would hold the listener
 // that is closed here, and whoever listened next would find the address in use.
 func FreePort() string {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	if runtime.GOOS == "linux" { // elsewhere net takes this lock itself
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
 	for range freePorts {
 		addr := fmt.Sprintf("127.0.0.1:%d", 20_000+nextPort.Add(1)%freePorts)
 		if l, err := net.Listen("tcp", addr); err == nil {

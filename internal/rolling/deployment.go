@@ -93,12 +93,13 @@ func (d *deployment) migrate(ctx context.Context, binary string) error {
 type replica struct {
 	*rig.Worker
 	log   string // file
+	old   bool   // of the release before
 	ended bool
 }
 
 // start returns once the replica is ready, and is being given clicks.
-func (d *deployment) start(ctx context.Context, binary string) (*replica, error) {
-	r := &replica{log: filepath.Join(d.dir, fmt.Sprintf("replica-%d.log", len(d.replicas)))}
+func (d *deployment) start(ctx context.Context, binary string, old bool) (*replica, error) {
+	r := &replica{old: old, log: filepath.Join(d.dir, fmt.Sprintf("replica-%d.log", len(d.replicas)))}
 	log, err := os.Create(r.log)
 	if err != nil {
 		return nil, err

@@ -35,7 +35,9 @@ type load struct {
 	retried atomic.Int64 // tries at them that were not
 	clicked atomic.Int64 // presses that came to the portal
 	passed  atomic.Int64 // presses that a stopping replica refused, and that the other one took
-	again   atomic.Int64 // presses that got the page that tries again by itself
+	again   atomic.Int64 // presses that got the page that tries again by itself, while a migration held a table
+
+	migrating atomic.Bool
 
 	mu     sync.Mutex
 	failed []error
@@ -138,20 +140,21 @@ func (l *load) click(ctx context.Context) {
 var browser = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 
-// press goes on as the page does that comes with a 503.
+// press goes on as the page does that comes with a 503, which a migration may bring about and nothing else.
 func (l *load) press(ctx context.Context, address string) error {
 	u, err := url.Parse(address)
 	if err != nil {
 		return err
 	}
 	for patience := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		migrating := l.migrating.Load()
 		status, err := l.pressOnce(ctx, u.Path)
 		switch {
 		case err != nil:
 			return err
 		case status == http.StatusSeeOther:
 			return nil
-		case status != http.StatusServiceUnavailable || time.Now().After(patience):
+		case status != http.StatusServiceUnavailable || !migrating || time.Now().After(patience):
 			return fmt.Errorf("HTTP %d", status)
 		}
 		l.again.Add(1)
@@ -165,7 +168,7 @@ func (l *load) pressOnce(ctx context.Context, path string) (status int, err erro
 			return 0, err
 		}
 		resp, err := browser.Do(req)
-		if notTaken(err) {
+		if notTaken(err) || r.old && errors.Is(err, io.EOF) {
 			l.passed.Add(1)
 			continue
 		}
@@ -177,11 +180,11 @@ func (l *load) pressOnce(ctx context.Context, path string) (status int, err erro
 	return 0, errors.New("no replica was ready")
 }
 
-// notTaken: the listener was closed already, or closed before it took the connection; or net/http took it and ended it
-// without an answer, since it was shutting down: releases before HTTP_DRAIN_TIME do so.
+// notTaken: the listener was closed already, or closed before it took the connection. An old replica's net/http may also
+// have taken it and ended it without an answer, in its Shutdown: that is before HTTP_DRAIN_TIME.
 func notTaken(err error) bool {
 	dial, ok := errors.AsType[*net.OpError](err)
-	return errors.Is(err, io.EOF) || ok && (dial.Op == "dial" || errors.Is(err, syscall.ECONNRESET))
+	return ok && (dial.Op == "dial" || errors.Is(err, syscall.ECONNRESET))
 }
 
 // balancer knows the replicas, and asks their readyz for each press; a proxy asks more rarely, and learns of a closed

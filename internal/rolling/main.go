@@ -6,7 +6,7 @@
 // It fails unless every request that was accepted became one link with one link.issued, every create got the same link
 // at every replica, every click came to the portal, every started click has its outcome, and every event is in
 // PORTAL_EVENTS. Clicks go through a load balancer that goes by /readyz and passes a refused connection on to the other
-// replica, as proxies do.
+// replica, as proxies do. A click that meets the migration's lock is pressed again, as its page does by itself.
 //
 // The first migration has no release before it. A clone without the history has no old release to build: it says NOT RUN, and
 // fails nothing: where changes are checked, clones are shallow and may have no way to the rest.

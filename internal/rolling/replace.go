@@ -16,7 +16,7 @@ func (d *deployment) replace(ctx context.Context, before, after string) error {
 	}
 	var old []*replica
 	for range 2 {
-		r, err := d.start(ctx, before)
+		r, err := d.start(ctx, before, true)
 		if err != nil {
 			return err
 		}
@@ -39,7 +39,10 @@ func (l *load) phases(ctx context.Context, old []*replica, after string) error {
 	if err := l.phase(ctx, "two old replicas"); err != nil {
 		return err
 	}
-	if err := l.d.migrate(ctx, after); err != nil {
+	l.migrating.Store(true)
+	err := l.d.migrate(ctx, after)
+	l.migrating.Store(false)
+	if err != nil {
 		return err
 	}
 	if err := l.phase(ctx, "two old replicas on the new schema"); err != nil {
@@ -49,7 +52,7 @@ func (l *load) phases(ctx context.Context, old []*replica, after string) error {
 		if err := old[i].end(); err != nil {
 			return err
 		}
-		if _, err := l.d.start(ctx, after); err != nil {
+		if _, err := l.d.start(ctx, after, false); err != nil {
 			return err
 		}
 		if err := l.phase(ctx, what); err != nil {
