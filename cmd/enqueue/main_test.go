@@ -253,6 +253,10 @@ func TestStatusAndRevoke(t *testing.T) {
 			t.Errorf("key %s: exit %d, %q", key, code, out)
 		}
 	}
+	_, leaked, _ := enqueue(t, url, "", "link", "--id", "leaked", "--customer", "cus_3", "--wait")
+	if code, out, _ := enqueue(t, url, "", "revoke", "--link", strings.TrimSpace(leaked)); code != 0 || out != "1\n" {
+		t.Errorf("revoke a pasted link: exit %d, %q", code, out)
+	}
 	if code, again, stderr := enqueue(t, url, "", "link", "--id", "s", "--customer", "cus_1", "--campaign", "c", "--wait"); code != 0 || again != link || !strings.Contains(stderr, "revoked") {
 		t.Errorf("a revoked link again: exit %d, %q %q", code, again, stderr)
 	}

@@ -124,8 +124,11 @@ links: the worker that answers this command stops after 30 s, and may have ended
 		Example: "  enqueue revoke --customer cus_9s6XKzkNRiz8i3 --reason 'account closed'\n  enqueue revoke --campaign 2026-11-card-expiry",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
+			if link, ok := portal.TokenLinkID(r.LinkID); ok {
+				r.LinkID = link.String() // what leaked is the link itself
+			}
 			if _, err := uuid.Parse(r.LinkID); r.LinkID != "" && err != nil {
-				return cli.Usagef("--link takes a link's id, a UUID")
+				return cli.Usagef("--link takes a link, or its id, a UUID")
 			}
 			if cmd.Flags().Changed("key") {
 				r.KeyID = &key
@@ -142,7 +145,7 @@ links: the worker that answers this command stops after 30 s, and may have ended
 		}),
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&r.LinkID, "link", "", "a link's id")
+	flags.StringVar(&r.LinkID, "link", "", "a link, or its id")
 	flags.StringVar(&r.RequestID, "request", "", "a request's id")
 	flags.StringVar(&r.Customer, "customer", "", "cus_… or acct_…")
 	flags.StringVar(&r.Campaign, "campaign", "", "a campaign's name")

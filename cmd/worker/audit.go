@@ -63,7 +63,7 @@ func newAuditVerifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Recompute the hash chain, and name the first row that is not as it was sealed",
 		Long: `Exits 0 with the number of rows and the head of the chain, or 1 with the first row that was changed,
-added, moved or removed. Keep the head, outside of this database: --head proves next time that the
+added, moved or removed; --json tells both to programs, and prints nothing where it could not look. Keep the head, outside of this database: --head proves next time that the
 chain still goes through it. --since goes on behind a head that was verified before.`,
 		Example: "  worker audit verify\n  worker audit verify --head 4711:9f86…\n  worker audit verify --since 4711:9f86…",
 		Args:    cobra.NoArgs,
@@ -84,11 +84,14 @@ chain still goes through it. --since goes on behind a head that was verified bef
 			progress, done := verifyProgress(cmd)
 			v, err := audit.Verify(ctx, db, heads["since"], heads["head"], progress)
 			done()
+			if found := audit.Found(err); asJSON && found != nil {
+				return errors.Join(err, json.NewEncoder(cmd.OutOrStdout()).Encode(found))
+			}
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"ok": true, "rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
 					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved})
 			}
 			printVerified(cmd, v, since != "")
@@ -183,6 +186,11 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 		if write == nil {
 			return cli.Usagef("--format must be csv or jsonl")
 		}
+		for _, name := range []string{"customer", "campaign", "since"} { // a script's variable that is not set must not hand out everybody's
+			if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+				return cli.Usagef("--%s: is empty", name)
+			}
+		}
 		var err error
 		if e.Since, err = parseSince(since, time.Now()); err != nil {
 			return err
@@ -250,6 +258,9 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			erased, err := audit.Erase(cmd.Context(), db, customer)
 			if errors.Is(err, audit.ErrNotOwner) {
 				return fmt.Errorf("%w, the one that 'worker migrate' runs under, in DATABASE_URL", err)
+			}
+			if errors.Is(err, audit.ErrNoSuchCustomer) {
+				return fmt.Errorf("%w: %s", err, cli.Printable(customer))
 			}
 			if err == nil {
 				cmd.Printf("erased %s visitors' rows, and the deliveries of %s links\n", comma(erased.Visitors), comma(erased.Links))

@@ -33,9 +33,12 @@ func TestAuditCommands(t *testing.T) {
 	if code != 0 || !strings.HasPrefix(out, "the audit is as it was sealed: ") || !strings.Contains(out, "\nhead      ") {
 		t.Fatalf("verify: exit %d\n%s", code, out)
 	}
-	var v struct{ Rows, Seals, Visitors int }
+	var v struct {
+		OK                    bool
+		Rows, Seals, Visitors int
+	}
 	code, out = d.command(nil, "audit", "verify", "--json")
-	if err := json.Unmarshal([]byte(out), &v); code != 0 || err != nil || v.Rows < 4 || v.Seals < 1 || v.Visitors != 2 {
+	if err := json.Unmarshal([]byte(out), &v); code != 0 || err != nil || !v.OK || v.Rows < 4 || v.Seals < 1 || v.Visitors != 2 {
 		t.Errorf("verify --json: exit %d, %v\n%s", code, err, out)
 	}
 
@@ -62,7 +65,14 @@ func TestAuditCommands(t *testing.T) {
 	if code, out := d.command(nil, "audit", "verify"); code != 1 || !strings.Contains(out, "row "+id+" was changed") || strings.Count(out, "\n") != 1 {
 		t.Errorf("verify of a changed row: exit %d\n%s", code, out)
 	}
-	for _, args := range [][]string{{"verify", "--head", "x"}, {"verify", "--since", ""}, {"export", "--format", "xml"}, {"export", "--since", "soon"}, {"erase"}, {"erase", "--customer", ""}} {
+	code, out = d.command(nil, "audit", "verify", "--json")
+	if line, _, _ := strings.Cut(out, "\n"); code != 1 || !strings.HasPrefix(line, `{"ok":false,"what":"changed","seal":`) || !strings.HasSuffix(line, `"row":"`+id+`"}`) {
+		t.Errorf("verify --json of a changed row: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "audit", "erase", "--customer", "cus_misspelled"); code != 1 || !strings.Contains(out, "no link is of that customer") || strings.Count(out, "\n") != 1 {
+		t.Errorf("erase of nobody: exit %d\n%s", code, out)
+	}
+	for _, args := range [][]string{{"export", "--customer", ""}, {"export", "--campaign", ""}, {"export", "--since", ""}, {"verify", "--head", "x"}, {"verify", "--since", ""}, {"export", "--format", "xml"}, {"export", "--since", "soon"}, {"erase"}, {"erase", "--customer", ""}} {
 		if code, out := d.command(nil, append([]string{"audit"}, args...)...); code != 2 || strings.Count(out, "\n") != 1 {
 			t.Errorf("%v: exit %d\n%s", args, code, out)
 		}

@@ -18,6 +18,7 @@ const keysEvery = time.Second
 // watchKeys takes the keys of LINK_KEYS_FILE each time it changes, for signing and verifying at once, until ctx
 // ends. A file that can't be used changes nothing.
 func watchKeys(ctx context.Context, cfg *Config, db *pgxpool.Pool, every time.Duration, log *slog.Logger) {
+	refused := false
 	config.Watch(ctx, cfg.keysFile, cfg.LinkKeys, every, func(content string, err error) {
 		var next *portal.Keyring
 		if err == nil {
@@ -25,11 +26,16 @@ func watchKeys(ctx context.Context, cfg *Config, db *pgxpool.Pool, every time.Du
 		}
 		if err != nil {
 			log.Error("LINK_KEYS_FILE has changed and can't be used; the keys stay as they were until it is mended", "error", err)
+			refused = true
 			return
 		}
 		lost := next.Lost(cfg.keys)
 		cfg.keys.Replace(next)
-		log.Info("LINK_KEYS_FILE has changed, and its keys are in use", "keys", cfg.keys.String())
+		level := slog.LevelInfo
+		if refused {
+			level, refused = slog.LevelWarn, false // whoever was shown the error is to see its end
+		}
+		log.Log(ctx, level, "LINK_KEYS_FILE has changed, and its keys are in use", "keys", cfg.keys.String())
 		if len(lost) > 0 {
 			warnOfLost(ctx, db, lost, log)
 		}

@@ -16,6 +16,9 @@ type Erased struct {
 	Links    int64 `json:"links"`    // links whose deliveries, with their addresses and template data, are gone
 }
 
+// ErrNoSuchCustomer is returned where there is no link of that customer.
+var ErrNoSuchCustomer = errors.New("no link is of that customer, so nothing was erased; look whether it is spelled as in Stripe")
+
 // ErrNotOwner is returned to a user who may not erase.
 var ErrNotOwner = errors.New("erasing takes the schema's owner")
 
@@ -24,9 +27,16 @@ var ErrNotOwner = errors.New("erasing takes the schema's owner")
 // any more. Its request_hash, by which an address could be tried, becomes a random one: the request's id can't be
 // used again, not even by the same request.
 //
-// The database's user must own the schema, or it is ErrNotOwner.
+// The database's user must own the schema, or it is ErrNotOwner. Without a link of the customer it is ErrNoSuchCustomer.
 func Erase(ctx context.Context, db *pgxpool.Pool, customer string) (e Erased, err error) {
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		var known bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM links WHERE stripe_customer = $1)`, customer).Scan(&known); err != nil {
+			return fmt.Errorf("look for the customer: %w", err)
+		}
+		if !known {
+			return ErrNoSuchCustomer
+		}
 		links, err := tx.Exec(ctx, `UPDATE links SET deliver = NULL, request_hash = sha256(uuid_send(gen_random_uuid()))
 			WHERE stripe_customer = $1 AND deliver IS NOT NULL`, customer)
 		if err != nil {

@@ -52,6 +52,35 @@ var (
 	ErrOtherSeal = errors.New("the chain does not go through the head that you kept: it was made anew")
 )
 
+// Finding is a Verify's error for programs.
+type Finding struct {
+	OK   bool   `json:"ok"`   // false
+	What string `json:"what"` // BrokenError.What; "visitor": row's is not as it was hashed; "cut", "other": the head that was kept
+	Seal int64  `json:"seal,omitempty"`
+	Row  string `json:"row,omitempty"`
+}
+
+// Found is nil for an error by which nothing is known of the audit.
+func Found(err error) *Finding {
+	if broken, ok := errors.AsType[*BrokenError](err); ok {
+		f := &Finding{What: broken.What, Seal: broken.Seal}
+		if broken.Row != uuid.Nil {
+			f.Row = broken.Row.String()
+		}
+		return f
+	}
+	if visitor, ok := errors.AsType[*VisitorError](err); ok {
+		return &Finding{What: "visitor", Row: visitor.Row}
+	}
+	switch {
+	case errors.Is(err, ErrNoSuchSeal):
+		return &Finding{What: "cut"}
+	case errors.Is(err, ErrOtherSeal):
+		return &Finding{What: "other"}
+	}
+	return nil
+}
+
 // Verify recomputes the chain from behind since on (the zero Head: all of it) and returns a BrokenError for the first
 // thing that is not as it was sealed, ErrNoSuchSeal or ErrOtherSeal where the chain does not go through each of since
 // and kept. progress, if any, is told the rows done.
@@ -300,5 +329,5 @@ func (v *Verified) visitors(ctx context.Context, db *pgxpool.Pool) error {
 type VisitorError struct{ Row string }
 
 func (e *VisitorError) Error() string {
-	return fmt.Sprintf("the audit is not what it was: the visitor of audit row %s was changed or added", e.Row)
+	return fmt.Sprintf("the audit is not what it was: the visitor of audit row %s was changed or added, or that row was removed", e.Row)
 }

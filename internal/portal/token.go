@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,11 +72,14 @@ func newMACKey(key []byte, info string) (*macKey, error) {
 	return &macKey{states: sync.Pool{New: func() any { return hmac.New(sha256.New, derived) }}}, nil
 }
 
-// ParseKeys reads LINK_KEYS: a comma list of id:base64key, ids 0–255, keys of 32 bytes. Its
+// lineEnd ends an entry too: a key that was printed is appended to a file as a line.
+var lineEnd = regexp.MustCompile(`\s*,?[ \t]*\r?\n\s*`)
+
+// ParseKeys reads LINK_KEYS: id:base64key, ids 0–255, keys of 32 bytes, with a comma or a line's end between. Its
 // errors name entries by their place, never by their content.
 func ParseKeys(s string) (*Keyring, error) {
 	ring := &keySet{byID: map[byte]*linkKey{}}
-	for i, entry := range strings.Split(s, ",") {
+	for i, entry := range strings.Split(lineEnd.ReplaceAllString(strings.TrimSpace(s), ","), ",") {
 		idText, keyText, ok := strings.Cut(strings.TrimSpace(entry), ":")
 		if !ok {
 			return nil, fmt.Errorf("entry %d is not of the form id:base64key (worker keys new prints one)", i+1)

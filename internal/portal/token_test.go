@@ -227,6 +227,19 @@ func TestKeyringPrintsNoKey(t *testing.T) {
 	}
 }
 
+func TestParseKeysOfLines(t *testing.T) {
+	t.Parallel()
+	const key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+	for _, input := range []string{"7:" + key + "\n8:" + key + "\n", "7:" + key + "\r\n\r\n 8:" + key, "7:" + key + ",\n8:" + key, " 7:" + key + " , 8:" + key} {
+		ring, err := ParseKeys(input)
+		if err != nil {
+			t.Errorf("%q: %v", input, err)
+		} else if ring.SignerID() != 7 || len(ring.now.Load().order) != 2 {
+			t.Errorf("%q: %s", input, ring)
+		}
+	}
+}
+
 func TestParseKeysErrors(t *testing.T) {
 	t.Parallel()
 	const key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
