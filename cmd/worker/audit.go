@@ -63,8 +63,9 @@ func newAuditVerifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Recompute the hash chain, and name the first row that is not as it was sealed",
 		Long: `Exits 0 with the number of rows and the head of the chain, or 1 with the first row that was changed,
-added, moved or removed; --json tells both to programs, and prints nothing where it could not look. Keep the head, outside of this database: --head proves next time that the
-chain still goes through it. --since goes on behind a head that was verified before.`,
+added, moved or removed; --json tells both to programs, and prints nothing where it could not look.
+Keep the head, outside of this database: --head proves next time that the chain still goes through it.
+--since goes on behind a head that was verified before.`,
 		Example: "  worker audit verify\n  worker audit verify --head 4711:9f86…\n  worker audit verify --since 4711:9f86…",
 		Args:    cobra.NoArgs,
 	}

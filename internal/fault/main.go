@@ -141,10 +141,9 @@ type suite struct {
 	dir     string
 	verbose bool
 
-	mu     sync.Mutex // of what is below
-	found  *result
-	failed []uint64
-	kept   bool // a run's folder
+	mu    sync.Mutex // of what is below
+	found *result
+	kept  bool // a run's folder
 }
 
 func newSuite(ctx context.Context, verbose bool) (s *suite, err error) {
@@ -308,7 +307,7 @@ func (s *suite) count(d *deployment, machine rig.Machine, n checked, survived bo
 	r.Seeds = append(r.Seeds, p.seed)
 	if !survived {
 		s.kept = true
-		s.failed = append(s.failed, p.seed)
+		r.Broken = append(r.Broken, p.seed)
 	}
 	r.Checked.add(n)
 	seen := map[string]bool{}
@@ -333,17 +332,16 @@ func (s *suite) count(d *deployment, machine rig.Machine, n checked, survived bo
 // tell ends the suite's runs.
 func (s *suite) tell(docs string, took time.Duration) error {
 	slices.Sort(s.found.Seeds)
-	slices.Sort(s.failed)
-	s.found.Broken = s.failed
+	slices.Sort(s.found.Broken)
 	s.found.Seconds = took.Round(time.Second).Seconds()
-	fmt.Printf("%d runs in %s, %d broken\n", len(s.found.Seeds), took.Round(time.Second), len(s.failed))
+	fmt.Printf("%d runs in %s, %d broken\n", len(s.found.Seeds), took.Round(time.Second), len(s.found.Broken))
 	if docs != "" {
 		if err := keep(docs, func(r *results) { r.Runs = s.found }); err != nil {
 			return err
 		}
 	}
-	if len(s.failed) > 0 {
-		return fmt.Errorf("broken by the seeds %v; their folders are below %s", s.failed, s.dir)
+	if len(s.found.Broken) > 0 {
+		return fmt.Errorf("broken by the seeds %v; their folders are below %s", s.found.Broken, s.dir)
 	}
 	return nil
 }

@@ -149,6 +149,7 @@ func (l *load) press(ctx context.Context, address string) error {
 	for patience := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		migrating := l.migrating.Load()
 		status, err := l.pressOnce(ctx, u.Path)
+		migrating = migrating || l.migrating.Load() // it may have begun meanwhile
 		switch {
 		case err != nil:
 			return err
