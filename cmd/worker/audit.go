@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -63,7 +65,7 @@ func newAuditVerifyCommand() *cobra.Command {
 		Use:   "verify",
 		Short: "Recompute the hash chain, and name the first row that is not as it was sealed",
 		Long: `Exits 0 with the number of rows and the head of the chain, or 1 with the first row that was changed,
-added, moved or removed; --json tells both to programs, and prints nothing where it could not look.
+added, moved or removed, or 3 where it could not look; --json tells the first two to programs.
 Keep the head, outside of this database: --head proves next time that the chain still goes through it.
 --since goes on behind a head that was verified before.`,
 		Example: "  worker audit verify\n  worker audit verify --head 4711:9f86…\n  worker audit verify --since 4711:9f86…",
@@ -81,7 +83,7 @@ Keep the head, outside of this database: --head proves next time that the chain 
 			}
 			heads[flag] = head
 		}
-		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
+		err := withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
 			progress, done := verifyProgress(cmd)
 			v, err := audit.Verify(ctx, db, heads["since"], heads["head"], progress)
 			done()
@@ -93,11 +95,15 @@ Keep the head, outside of this database: --head proves next time that the chain 
 			}
 			if asJSON {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"ok": true, "rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
-					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved})
+					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved, "visitors_gone": v.Gone})
 			}
 			printVerified(cmd, v, since != "")
 			return nil
 		})(cmd, args)
+		if err != nil && audit.Found(err) == nil {
+			return &cli.ExitError{Code: 3, Err: err} // a monitor must not take a database that is away for an audit that was altered
+		}
+		return err
 	}
 	cmd.Flags().StringVar(&since, "since", "", "verify what was sealed after this head")
 	cmd.Flags().StringVar(&kept, "head", "", "a head that you kept: the chain must go through it")
@@ -131,6 +137,9 @@ func printVerified(cmd *cobra.Command, v audit.Verified, since bool) {
 		cmd.Printf("; %s are from before there were hashes", comma(v.Unproved))
 	}
 	cmd.Println()
+	if v.Gone > 0 {
+		cmd.Printf("          %s more were erased, or went by VISITOR_RETENTION or LINK_RETENTION; see 'audit.erased' in the export\n", comma(v.Gone))
+	}
 }
 
 // verifyProgress tells on a terminal how far it is, about once a second, and done wipes that away.
@@ -229,20 +238,24 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 }
 
 func newAuditEraseCommand() *cobra.Command {
-	var customer string
+	var of audit.Erasure
 	cmd := &cobra.Command{
 		Use:   "erase --customer ID",
 		Short: "Delete what is personal of one customer; the audit's proof still holds",
 		Long: `Deletes the visitors' rows (addresses, user agents) of the customer's links, and from the links where they were
 delivered to and with what data. The audit itself holds none of these. The links live on, but are not
 delivered or renewed any more, and their request ids can't be used again. Dead letters stay in NATS: see docs/audit.md.
+An audit row (audit.erased) says that it was done, of which customer, by whom and why.
 
 The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
-		Example: "  worker audit erase --customer cus_9s6XKzkNRiz8i3",
+		Example: "  worker audit erase --customer cus_9s6XKzkNRiz8i3 --reason 'request 4711 of 2026-11-27'",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if customer == "" {
+			if of.Customer == "" {
 				return cli.Usagef("--customer: is empty")
+			}
+			if of.By == "" || utf8.RuneCountInString(of.By) > 200 || utf8.RuneCountInString(of.Reason) > 200 || !utf8.ValidString(of.By+of.Reason) || strings.ContainsRune(of.By+of.Reason, 0) {
+				return cli.Usagef("--by and --reason take at most 200 characters of UTF-8, and --by at least one")
 			}
 			url, err := loadDatabaseURL()
 			if err != nil {
@@ -256,12 +269,12 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 				return err
 			}
 			defer closePool(db)
-			erased, err := audit.Erase(cmd.Context(), db, customer)
+			erased, err := audit.Erase(cmd.Context(), db, of)
 			if errors.Is(err, audit.ErrNotOwner) {
 				return fmt.Errorf("%w, the one that 'worker migrate' runs under, in DATABASE_URL", err)
 			}
 			if errors.Is(err, audit.ErrNoSuchCustomer) {
-				return fmt.Errorf("%w: %s", err, cli.Printable(customer))
+				return fmt.Errorf("%w: %s", err, cli.Printable(of.Customer))
 			}
 			if err == nil {
 				cmd.Printf("erased %s visitors' rows, and the deliveries of %s links\n", comma(erased.Visitors), comma(erased.Links))
@@ -269,7 +282,9 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&customer, "customer", "", "customer or customer account, as in links.stripe_customer (required)")
+	cmd.Flags().StringVar(&of.Customer, "customer", "", "customer or customer account, as in links.stripe_customer (required)")
+	cmd.Flags().StringVar(&of.Reason, "reason", "", "for the audit; no personal data, since it stays")
+	cmd.Flags().StringVar(&of.By, "by", cli.UserName(), "who erases, for the audit")
 	_ = cmd.MarkFlagRequired("customer")
 	return cmd
 }

@@ -52,11 +52,14 @@ func TestAuditCommands(t *testing.T) {
 		t.Errorf("export --format jsonl: exit %d\n%s", code, out)
 	}
 
-	if code, out := d.command(nil, "audit", "erase", "--customer", link.Customer); code != 0 || out != "erased 2 visitors' rows, and the deliveries of 0 links\n" {
+	if code, out := d.command(nil, "audit", "erase", "--customer", link.Customer, "--reason", "ticket 4711"); code != 0 || out != "erased 2 visitors' rows, and the deliveries of 0 links\n" {
 		t.Errorf("erase: exit %d\n%s", code, out)
 	}
-	if code, out := d.command(nil, "audit", "verify", "--head", head); code != 0 {
+	if code, out := d.command(nil, "audit", "verify", "--head", head); code != 0 || !strings.Contains(out, "2 more were erased") {
 		t.Errorf("verify after an erasure: exit %d\n%s", code, out)
+	}
+	if code, out := d.command(nil, "audit", "export", "--format", "jsonl"); code != 0 || !strings.Contains(out, `"kind":"audit.erased"`) || !strings.Contains(out, `"reason":"ticket 4711"`) {
+		t.Errorf("export after an erasure: exit %d\n%s", code, out)
 	}
 
 	id := records[2][1]
@@ -69,10 +72,14 @@ func TestAuditCommands(t *testing.T) {
 	if line, _, _ := strings.Cut(out, "\n"); code != 1 || !strings.HasPrefix(line, `{"ok":false,"what":"changed","seal":`) || !strings.HasSuffix(line, `"row":"`+id+`"}`) {
 		t.Errorf("verify --json of a changed row: exit %d\n%s", code, out)
 	}
+	if code, out := d.command([]string{"DATABASE_URL=postgres:///latchkey?host=/nowhere"}, "audit", "verify", "--json"); code != 3 || strings.Contains(out, "{") {
+		t.Errorf("verify of a database that is away: exit %d\n%s", code, out)
+	}
 	if code, out := d.command(nil, "audit", "erase", "--customer", "cus_misspelled"); code != 1 || !strings.Contains(out, "no link is of that customer") || strings.Count(out, "\n") != 1 {
 		t.Errorf("erase of nobody: exit %d\n%s", code, out)
 	}
-	for _, args := range [][]string{{"export", "--customer", ""}, {"export", "--campaign", ""}, {"export", "--since", ""}, {"verify", "--head", "x"}, {"verify", "--since", ""}, {"export", "--format", "xml"}, {"export", "--since", "soon"}, {"erase"}, {"erase", "--customer", ""}} {
+	for _, args := range [][]string{{"export", "--customer", ""}, {"export", "--campaign", ""}, {"export", "--since", ""}, {"verify", "--head", "x"}, {"verify", "--since", ""}, {"export", "--format", "xml"}, {"export", "--since", "soon"}, {"erase"}, {"erase", "--customer", ""},
+		{"erase", "--customer", link.Customer, "--by", ""}, {"erase", "--customer", link.Customer, "--reason", strings.Repeat("x", 201)}} {
 		if code, out := d.command(nil, append([]string{"audit"}, args...)...); code != 2 || strings.Count(out, "\n") != 1 {
 			t.Errorf("%v: exit %d\n%s", args, code, out)
 		}

@@ -130,9 +130,16 @@ func (e Export) sql() string {
 	if e.Visitors {
 		visitors = `host(v.ip), v.user_agent FROM audit_events e LEFT JOIN audit_visitors v ON v.event_id = e.id`
 	}
-	links, where := ` LEFT JOIN links l ON l.id = e.link_id WHERE true`, ""
+	// Whose link it was says the row that issued it, which is sealed. Only of those by 0.1.0, whose rows say nothing, it is
+	// links. An erasure is of no link, and of a customer.
+	links, where := ` LEFT JOIN (
+			SELECT coalesce(link_id, id) AS about,
+				coalesce(detail->>'customer', (SELECT stripe_customer FROM links WHERE id = link_id)) AS customer,
+				CASE WHEN detail = '{}' THEN (SELECT campaign FROM links WHERE id = link_id) ELSE detail->>'campaign' END AS campaign,
+				coalesce(detail->>'source', (SELECT source FROM links WHERE id = link_id)) AS source
+			FROM audit_events WHERE kind IN ('link.issued', 'audit.erased')) l ON l.about = coalesce(e.link_id, e.id) WHERE true`, ""
 	if e.Customer != "" {
-		where += ` AND l.stripe_customer = @customer`
+		where += ` AND l.customer = @customer`
 	}
 	if e.Campaign != "" {
 		where += ` AND l.campaign = @campaign`
@@ -141,7 +148,7 @@ func (e Export) sql() string {
 		where += ` AND e.at >= @since AND e.seq > coalesce((SELECT last_seq FROM audit_seals
 			WHERE sealed_at < @since::timestamptz - interval '1 hour' ORDER BY number DESC LIMIT 1), 0)`
 	}
-	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, l.stripe_customer, l.campaign, l.source, e.detail::text, e.visitor_hash, ` +
+	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, l.customer, l.campaign, l.source, e.detail::text, e.visitor_hash, ` +
 		visitors + links + where + ` ORDER BY e.seq, e.id`
 }
 

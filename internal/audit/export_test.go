@@ -22,14 +22,15 @@ func TestExport(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	b.opened(2)
-	b.seal(2)
+	b.issuedRow(`{"customer": "cus_jo", "source": "dunning", "campaign": "c"}`)
+	b.seal(3)
 	b.exec(`INSERT INTO audit_events (id, at, kind, request_id, detail) VALUES (gen_random_uuid(), now() - interval '2 days', 'request.rejected', E'x,"\n', '{"reason": "<ü>"}')`)
 	for name, c := range map[string]struct {
 		Export
 		rows int
 	}{
-		"all": {Export{}, 4}, "customer": {Export{Customer: "cus_jo", Visitors: true}, 2}, "campaign": {Export{Campaign: "c"}, 2}, "nobody": {Export{Customer: "cus_x"}, 0},
-		"since": {Export{Since: time.Now().Add(-time.Hour)}, 3}, "since long ago": {Export{Since: time.Now().Add(-100 * time.Hour)}, 4}, "to come": {Export{Since: time.Now().Add(time.Hour)}, 0},
+		"all": {Export{}, 5}, "customer": {Export{Customer: "cus_jo"}, 3}, "campaign": {Export{Campaign: "c"}, 3}, "visitors": {Export{Customer: "cus_jo", Visitors: true}, 3}, "nobody": {Export{Customer: "cus_x"}, 0},
+		"since": {Export{Since: time.Now().Add(-time.Hour)}, 4}, "since long ago": {Export{Since: time.Now().Add(-100 * time.Hour)}, 5}, "to come": {Export{Since: time.Now().Add(time.Hour)}, 0},
 	} {
 		var asCSV, asJSON bytes.Buffer
 		n, err := c.CSV(t.Context(), b.pool, &asCSV)
@@ -46,10 +47,49 @@ func TestExport(t *testing.T) {
 			if err := dec.Decode(&row); err != nil || row["id"] != records[i+1][1] || row["kind"] != records[i+1][3] {
 				t.Errorf("%s: %v, %v", name, row, err)
 			}
-			if _, has := row["ip"]; has != c.Visitors || c.Visitors && (row["ip"] != "2001:db8::1" || records[i+1][13] != "Möbius/1.0" || row["customer"] != "cus_jo") {
+			visit := row["kind"] == "link.opened"
+			if _, has := row["ip"]; has != (c.Visitors && visit) || has && (row["ip"] != "2001:db8::1" || records[i+1][13] != "Möbius/1.0") {
+				t.Errorf("%s: %v", name, row)
+			}
+			if visit && (row["customer"] != "cus_jo" || row["campaign"] != "c" || row["source"] != "dunning") {
 				t.Errorf("%s: %v", name, row)
 			}
 		}
+	}
+}
+
+// Whose link it was is what was sealed when it was issued, whatever became of it in links. Rows of 0.1.0 say nothing, so
+// for them it is what links says.
+func TestExportTellsWhatWasSealed(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.opened(1)
+	b.issuedRow(`{"customer": "cus_jo", "source": "dunning"}`)
+	b.seal(2)
+	b.exec(`UPDATE links SET stripe_customer = 'cus_other', campaign = 'other', source = 'other'`)
+	lines := func(e Export) string {
+		var out bytes.Buffer
+		if _, err := e.CSV(t.Context(), b.pool, &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	if out := lines(Export{Customer: "cus_jo"}); strings.Count(out, ",cus_jo,,dunning,") != 2 || strings.Contains(out, "other") {
+		t.Error(out)
+	}
+	if out := lines(Export{Customer: "cus_other"}) + lines(Export{Campaign: "other"}); strings.Count(out, "\n") != 2 {
+		t.Error(out)
+	}
+	b.exec(`DELETE FROM links`)
+	if out := lines(Export{}); strings.Count(out, ",cus_jo,,dunning,") != 2 {
+		t.Error(out)
+	}
+
+	b.link = b.newLink("req-old", "cus_al", time.Now().Add(time.Hour))
+	b.issuedRow(`{}`)
+	b.opened(1)
+	if out := lines(Export{Campaign: "c"}); strings.Count(out, ",cus_al,c,dunning,") != 2 {
+		t.Error(out)
 	}
 }
 
@@ -61,11 +101,11 @@ func TestErase(t *testing.T) {
 	b.link = b.newLink("req-2", "cus_al", time.Now().Add(time.Hour))
 	b.opened(2)
 	b.seal(5)
-	if _, err := Erase(t.Context(), b.pool, "cus_jo"); !errors.Is(err, ErrNotOwner) {
+	if _, err := Erase(t.Context(), b.pool, Erasure{Customer: "cus_jo", By: "al"}); !errors.Is(err, ErrNotOwner) {
 		t.Errorf("the worker's role: %v", err)
 	}
 	for _, want := range []Erased{{Visitors: 3, Links: 1}, {}} {
-		if e, err := Erase(t.Context(), b.owner, "cus_jo"); err != nil || e != want {
+		if e, err := Erase(t.Context(), b.owner, Erasure{"cus_jo", "al", "ticket 4711"}); err != nil || e != want {
 			t.Errorf("%+v, %v, want %+v", e, err, want)
 		}
 	}
@@ -73,7 +113,21 @@ func TestErase(t *testing.T) {
 		b.count(`SELECT count(*) FROM links WHERE id = $1 AND request_hash <> sha256('content')`, jo) != 1 {
 		t.Error("another customer was erased, or this one's deliveries were not")
 	}
-	if v, err := b.verify(Head{}, Head{}); err != nil || v.Rows != 5 || v.Visitors != 2 {
+	if v, err := b.verify(Head{}, Head{}); err != nil || v.Rows != 5 || v.Visitors != 2 || v.Gone != 3 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	// That it was erased is sealed as the rest is.
+	b.seal(3) // with audit.sealed
+	if b.count(`SELECT count(*) FROM audit_events WHERE kind = 'audit.erased' AND link_id IS NULL
+		AND detail = '{"customer": "cus_jo", "visitors": 3, "links": 1, "by": "al", "reason": "ticket 4711"}'`) != 1 {
+		t.Error("no audit.erased")
+	}
+	var timeline bytes.Buffer
+	if n, err := (Export{Customer: "cus_jo"}).CSV(t.Context(), b.pool, &timeline); err != nil || n != 2 || strings.Count(timeline.String(), ",cus_jo,,,") != 2 {
+		t.Errorf("erasures are no part of the customer's timeline: %v\n%s", err, &timeline)
+	}
+	b.opened(1) // behind the head: in no seal, so it neither is gone nor makes up for one that is
+	if v, err := b.verify(Head{}, Head{}); err != nil || v.Rows != 8 || v.Visitors != 3 || v.Gone != 3 {
 		t.Errorf("%+v, %v", v, err)
 	}
 }

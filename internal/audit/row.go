@@ -17,6 +17,11 @@ const (
 	columnID
 	columnAt
 	columnKind
+	_
+	_
+	_
+	_
+	columnVisitorHash
 )
 
 // row is what the chain holds of a row of audit_events.

@@ -134,6 +134,12 @@ func (b *bundle) opened(n int) []uuid.UUID {
 	return list
 }
 
+// issuedRow appends the link's link.issued.
+func (b *bundle) issuedRow(detail string) {
+	b.t.Helper()
+	b.exec(`INSERT INTO audit_events (id, at, kind, link_id, request_id, detail) VALUES ($1, now(), 'link.issued', $2, 'req-1', $3)`, uuid.Must(uuid.NewV7()), b.link, detail)
+}
+
 func (b *bundle) seal(rows int64) Head {
 	b.t.Helper()
 	done, err := b.sealer.Seal(b.t.Context())

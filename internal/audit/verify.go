@@ -22,6 +22,7 @@ type Verified struct {
 	Head     Head  // the newest seal
 	Unsealed int64 // rows behind it, which nothing proves yet
 	Visitors int64 // rows of audit_visitors that are as they were hashed
+	Gone     int64 // sealed rows whose visitor has no row any more: erased, past its retention, or taken away; 0 with a since
 	Unproved int64 // rows of audit_visitors that a worker of 0.1.0 wrote, without a salt
 }
 
@@ -99,7 +100,7 @@ func Verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress fu
 	if err := v.chain(ctx, db, since, progress); err != nil {
 		return v, err
 	}
-	if err := v.visitors(ctx, db); err != nil {
+	if err := v.visitors(ctx, db, since.Number == 0); err != nil {
 		return v, err
 	}
 	err = db.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE seq > coalesce((SELECT last_seq FROM audit_seals WHERE number = $1), $2)`, v.Head.Number, int64(firstSeq)).Scan(&v.Unsealed)
@@ -144,6 +145,7 @@ type stretch struct {
 	seals []seal
 	done  chan error // nil: all as sealed
 	rows  int64
+	seen  int64 // rows that had a visitor
 }
 
 // stretchRows is about how many rows are read at once, for each connection.
@@ -191,7 +193,7 @@ func (v *Verified) chain(ctx context.Context, db *pgxpool.Pool, since Head, prog
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			v.Rows, v.Seals = v.Rows+s.rows, v.Seals+int64(len(s.seals))
+			v.Rows, v.Seals, v.Gone = v.Rows+s.rows, v.Seals+int64(len(s.seals)), v.Gone+s.seen
 			if progress != nil {
 				progress(v.Rows)
 			}
@@ -244,7 +246,11 @@ func (s *stretch) check(ctx context.Context, db *pgxpool.Pool) error {
 	if err != nil {
 		return fmt.Errorf("read audit rows: %w", err)
 	}
-	list, err := collect(rows, nil)
+	list, err := collect(rows, func(values [][]byte) {
+		if values[columnVisitorHash] != nil {
+			s.seen++
+		}
+	})
 	if err != nil {
 		return fmt.Errorf("read audit rows: %w", err)
 	}
@@ -303,25 +309,30 @@ func (s *seal) broken(ctx context.Context, db *pgxpool.Pool, rows []row) error {
 	return broken // each row is as it was marked, so it is the seal
 }
 
-// visitors looks whether what is left of visitors' data is what was hashed.
-func (v *Verified) visitors(ctx context.Context, db *pgxpool.Pool) error {
+// visitors looks whether what is left of visitors' data is what was hashed, and takes it off those that the chain, if it
+// was read whole, has hashes of.
+func (v *Verified) visitors(ctx context.Context, db *pgxpool.Pool, whole bool) error {
 	// inet_send is family, bits, is_cidr, length, address.
 	rows, err := db.Query(ctx, `SELECT count(*), count(*) FILTER (WHERE salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL),
 			min(v.event_id::text) FILTER (WHERE NOT (salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL)
-				AND sha256(salt || substring(inet_send(ip) FROM 4) || convert_to(user_agent, 'UTF8')) IS DISTINCT FROM e.visitor_hash)
-		FROM audit_visitors v LEFT JOIN audit_events e ON e.id = v.event_id`)
+				AND sha256(salt || substring(inet_send(ip) FROM 4) || convert_to(user_agent, 'UTF8')) IS DISTINCT FROM e.visitor_hash),
+			count(*) FILTER (WHERE e.visitor_hash IS NOT NULL AND e.seq <= (SELECT last_seq FROM audit_seals WHERE number = $1))
+		FROM audit_visitors v LEFT JOIN audit_events e ON e.id = v.event_id`, v.Head.Number)
 	if err != nil {
 		return fmt.Errorf("read visitors: %w", err)
 	}
-	var all int64
+	var all, sealed int64
 	var other *string
-	if _, err := pgx.ForEachRow(rows, []any{&all, &v.Unproved, &other}, func() error { return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&all, &v.Unproved, &other, &sealed}, func() error { return nil }); err != nil {
 		return fmt.Errorf("read visitors: %w", err)
 	}
 	if other != nil {
 		return &VisitorError{Row: *other}
 	}
-	v.Visitors = all - v.Unproved
+	v.Visitors, v.Gone = all-v.Unproved, v.Gone-sealed
+	if !whole {
+		v.Gone = 0
+	}
 	return nil
 }
 

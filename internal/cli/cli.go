@@ -52,9 +52,11 @@ func Main(root *cobra.Command) int {
 		return 2
 	}
 	fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
-	var usage *UsageError
-	if errors.As(err, &usage) {
+	if _, ok := errors.AsType[*UsageError](err); ok {
 		return 2
+	}
+	if exit, ok := errors.AsType[*ExitError](err); ok {
+		return exit.Code
 	}
 	return 1
 }
@@ -82,6 +84,15 @@ func refuseUnknown(group *cobra.Command) {
 type UsageError struct{ Text string }
 
 func (e *UsageError) Error() string { return e.Text }
+
+// ExitError ends a command with an exit code of its own, where 1 says something else.
+type ExitError struct {
+	Code int
+	Err  error
+}
+
+func (e *ExitError) Error() string { return e.Err.Error() }
+func (e *ExitError) Unwrap() error { return e.Err }
 
 // Usagef makes a UsageError.
 func Usagef(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }

@@ -45,7 +45,8 @@ func testTree() *cobra.Command {
 		return nil
 	}}
 	root.AddCommand(needs, group, waits, returns("fails", errors.New("the disk is full")), returns("silent", ErrSilent),
-		returns("wrapped", fmt.Errorf("more: %w", ErrSilent)), returns("usage", Usagef("name one of %s and %s", "a", "b")))
+		returns("wrapped", fmt.Errorf("more: %w", ErrSilent)), returns("usage", Usagef("name one of %s and %s", "a", "b")),
+		returns("own", fmt.Errorf("no answer: %w", &ExitError{3, errors.New("the line is dead")})))
 	return root
 }
 
@@ -76,6 +77,7 @@ func TestExitCodesAndMessages(t *testing.T) {
 		{"fails", 1, "", "tool: the disk is full\n"},
 		{"silent", 1, "", ""},
 		{"wrapped", 1, "", ""},
+		{"own", 3, "", "tool: no answer: the line is dead\n"},
 		{"usage", 2, "", "tool: name one of a and b"},
 		{"unknown", 2, "", `unknown command "unknown"`},
 		{"fail", 2, "", "unknown command"},

@@ -50,7 +50,7 @@ func (s *Issuer) insertNew(ctx context.Context, tx *portal.Tx, batch []*Item, no
 	var made []portal.EventRow
 	s.insertLinks(tx, batch, ids, now, func(rows pgx.Rows) error {
 		made, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (portal.EventRow, error) {
-			e := portal.EventRow{At: now, Kind: portal.LinkIssued, Detail: []byte("{}")}
+			e := portal.EventRow{At: now, Kind: portal.LinkIssued} // its event takes all from the link
 			var id string
 			err := row.Scan((*[16]byte)(&e.ID), &id)
 			if err == nil {
@@ -82,7 +82,8 @@ func (s *Issuer) insertNew(ctx context.Context, tx *portal.Tx, batch []*Item, no
 }
 
 // insertLinks writes a link and its audit row for each item whose request id has none, and has read look at the
-// audit ids and request ids of those. The audit ids are the first of the range.
+// audit ids and request ids of those. The audit ids are the first of the range. Whose link it is, and from whom, stands
+// in the row too: seals are over the audit, not over links, and links can be deleted (LINK_RETENTION).
 //
 // Not by ON CONFLICT: it writes each row twice, in case that another one is quicker, and took a fifth more of
 // Postgres' time. Where one is quicker, the whole transaction begins again (lostRace).
@@ -114,9 +115,11 @@ func (s *Issuer) insertLinks(tx *portal.Tx, batch []*Item, audit portal.IDRange,
 					session, metadata, key_id, max_sessions, expires_at, deliver, renewal_of)
 			WHERE NOT EXISTS (SELECT FROM links l WHERE l.request_id = t.request_id)
 				AND NOT EXISTS (SELECT FROM spent_request_ids s WHERE s.request_id = t.request_id)
-			RETURNING id, request_id)
-		INSERT INTO audit_events (id, at, kind, link_id, request_id)
-		SELECT ($2::text || lpad(to_hex(row_number() OVER () - 1), 4, '0'))::uuid, $1, 'link.issued', id, request_id FROM made
+			RETURNING id, request_id, stripe_customer, source, campaign, stripe_account)
+		INSERT INTO audit_events (id, at, kind, link_id, request_id, detail)
+		SELECT ($2::text || lpad(to_hex(row_number() OVER () - 1), 4, '0'))::uuid, $1, 'link.issued', id, request_id,
+			jsonb_strip_nulls(jsonb_build_object('customer', stripe_customer, 'source', source, 'campaign', campaign, 'stripe_account', stripe_account))
+		FROM made
 		RETURNING id, request_id`,
 		now, audit.First.String()[:32], ids, requests, hashes, published, sources, given(campaigns), customers, given(accounts),
 		sessions, metadata, keys, given(limits), expires, given(delivers), given(roots))

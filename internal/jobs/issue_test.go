@@ -45,6 +45,21 @@ func TestIssueStoresWhatWasAsked(t *testing.T) {
 	}
 }
 
+// Seals are over the audit and not over links: whose link it is stands in the row.
+func TestIssuedRowTellsWhose(t *testing.T) {
+	t.Parallel()
+	w := database(t)
+	for body, want := range map[string]string{
+		contractRequest:       `{"customer": "cus_9s6XKzkNRiz8i3", "source": "dunning", "campaign": "2026-11-card-expiry", "stripe_account": "acct_1032D82eZvKYlo2C"}`,
+		string(request("r1")): `{"customer": "cus_9s6XKzkNRiz8i3", "source": "dunning"}`,
+	} {
+		link := w.issue([]byte(body))
+		if n := w.count(`SELECT count(*) FROM audit_events WHERE kind = 'link.issued' AND link_id = $1 AND detail = $2`, link.ID, want); n != 1 {
+			t.Errorf("link.issued of %s does not say %s", link.RequestID, want)
+		}
+	}
+}
+
 // Between parsing and committing, while the database did not answer, the time of a link may pass in part or whole.
 func TestShortLivedLinksParsedAhead(t *testing.T) {
 	t.Parallel()

@@ -118,7 +118,7 @@ func TestErasedEverywhere(t *testing.T) {
 	if _, err := (&audit.Sealer{Pool: w.pool, Publish: PublishByJob}).Seal(w.ctx); err != nil && !errors.Is(err, audit.ErrSealing) {
 		t.Fatal(err)
 	}
-	_, err := audit.Erase(w.ctx, w.owner, link.Customer)
+	_, err := audit.Erase(w.ctx, w.owner, audit.Erasure{Customer: link.Customer, By: "jo"})
 	must(t, err)
 	if left := held(); len(left) != 0 {
 		t.Errorf("left: %q", left)
@@ -144,7 +144,7 @@ func TestErasedDeliveryHasAnOutcome(t *testing.T) {
 	w := setup(t).withWebhooks()
 	target := newReceiver(t)
 	link := w.issue(webhookRequest("r1", target.URL))
-	_, err := audit.Erase(w.ctx, w.owner, link.Customer)
+	_, err := audit.Erase(w.ctx, w.owner, audit.Erasure{Customer: link.Customer, By: "jo"})
 	must(t, err)
 	must(t, w.webhookWorker().Work(w.ctx, w.webhookJob(t, link, 1)))
 	w.wantOutcome(link.ID, portal.LinkDeliveryFailed, `{"attempts":1,"channel":"webhook","error":"what it needed was erased before it could be delivered"}`)

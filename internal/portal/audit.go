@@ -37,6 +37,8 @@ const (
 	RequestRejected  Kind = "request.rejected"
 	ClickStarted     Kind = "click.started"
 	ClickDenied      Kind = "click.denied"
+	AuditErased      Kind = "audit.erased" // of no link
+	KeyRetired       Kind = "key.retired"  // of no link
 )
 
 // EventKinds are the kinds that are events by themselves.

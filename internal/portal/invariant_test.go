@@ -30,10 +30,10 @@ func (b *bundle) checkBooks() {
 		"links with reserved uses":    `SELECT count(*) FROM links WHERE sessions_reserved <> 0`,
 		"links whose count is wrong":  `SELECT count(*) FROM links l WHERE sessions_created <> (SELECT count(*) FROM clicks WHERE link_id = l.id AND outcome = 'created')`,
 		"outcomes before their start": `SELECT count(*) FROM clicks WHERE ended_at < started_at`,
-		"events that are not published once": `SELECT count(*) FROM audit_events e WHERE kind NOT IN ('click.started', 'click.denied', 'request.rejected')
+		"events that are not published once": `SELECT count(*) FROM audit_events e WHERE kind NOT IN ('click.started', 'click.denied', 'request.rejected', 'key.retired')
 			AND 1 <> (SELECT count(*) FROM published WHERE e.id BETWEEN first AND last)`,
 		"publish jobs without a row":        `SELECT count(*) FROM published p WHERE NOT EXISTS (SELECT FROM audit_events e WHERE e.id BETWEEN first AND last)`,
-		"rows that are no event, published": `SELECT count(*) FROM audit_events e JOIN published ON e.id BETWEEN first AND last WHERE kind IN ('click.started', 'click.denied')`,
+		"rows that are no event, published": `SELECT count(*) FROM audit_events e JOIN published ON e.id BETWEEN first AND last WHERE kind IN ('click.started', 'click.denied', 'key.retired')`,
 	} {
 		if n := b.number(sql); n != 0 {
 			b.t.Errorf("%d %s", n, about)

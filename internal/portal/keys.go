@@ -40,9 +40,7 @@ func (s *Store) RetireKey(ctx context.Context, id byte, by, reason string) (revo
 	err = InTx(ctx, s.Pool, func(tx *Tx) error {
 		_, _ = tx.Exec(ctx, fmt.Sprintf(`SET LOCAL lock_timeout = %d`, retireWait.Milliseconds()))
 		_, _ = tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1, $2)`, keyLock, int32(id))
-		_, _ = tx.Exec(ctx, `INSERT INTO retired_keys (id, retired_at, retired_by, reason) VALUES ($1, $2, $3, nullif($4, ''))
-			ON CONFLICT (id) DO NOTHING`, int16(id), s.Now(), by, reason)
-		return nil
+		return insertRetired(ctx, tx, id, s.Now(), by, reason)
 	})
 	var pg *pgconn.PgError
 	switch {
@@ -58,6 +56,23 @@ func (s *Store) RetireKey(ctx context.Context, id byte, by, reason string) (revo
 		return revoked, fmt.Errorf("key %d is retired and its links are dead, but only %d of them are written down as revoked; do the same again for the rest: %w", id, revoked, err)
 	}
 	return revoked, nil
+}
+
+// insertRetired writes that a key is retired, and by whom into the audit, if it was not before.
+func insertRetired(ctx context.Context, tx *Tx, id byte, now time.Time, by, reason string) error {
+	rows, err := tx.Query(ctx, `INSERT INTO retired_keys (id, retired_at, retired_by, reason) VALUES ($1, $2, $3, nullif($4, ''))
+		ON CONFLICT (id) DO NOTHING RETURNING id`, int16(id), now, by, reason)
+	if err != nil {
+		return err
+	}
+	if made, err := pgx.CollectRows(rows, pgx.RowTo[int16]); err != nil || len(made) == 0 {
+		return err
+	}
+	ids, err := NewIDs(1)
+	if err != nil {
+		return err
+	}
+	return InsertAudit(ctx, tx, []AuditEvent{{ID: ids.First, At: now, Kind: KeyRetired, Detail: map[string]any{"key_id": id, "by": by, "reason": reason}}})
 }
 
 // RefusesKey tells that the database refused links because their key is retired.

@@ -55,6 +55,9 @@ func TestARetiredKeySignsAndServesNothing(t *testing.T) {
 	if rows := b.audit(mine); len(rows) != 1 || rows[0].Kind != LinkRevoked || rows[0].Detail["by"] != "jo" || rows[0].Detail["reason"] != "leaked" {
 		t.Errorf("audit %v", rows)
 	}
+	if n := b.number(`SELECT count(*) FROM audit_events WHERE kind = 'key.retired' AND link_id IS NULL AND detail = '{"key_id": 0, "by": "jo", "reason": "leaked"}'`); n != 1 {
+		t.Errorf("%d rows of key.retired", n)
+	}
 	if n := b.number(`SELECT count(*) FROM published`); n != 1 {
 		t.Errorf("%d publish jobs", n)
 	}
