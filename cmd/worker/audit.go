@@ -270,9 +270,6 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			}
 			defer closePool(db)
 			erased, err := audit.Erase(cmd.Context(), db, of)
-			if errors.Is(err, audit.ErrNotOwner) {
-				return fmt.Errorf("%w, the one that 'worker migrate' runs under, in DATABASE_URL", err)
-			}
 			if errors.Is(err, audit.ErrNoSuchCustomer) {
 				return fmt.Errorf("%w: %s", err, cli.Printable(of.Customer))
 			}

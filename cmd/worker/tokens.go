@@ -133,8 +133,6 @@ func withTokens(cmd *cobra.Command, f func(*pgxpool.Pool) error) error {
 		return cli.Usagef("%v; see 'worker tokens new --help'", err)
 	case errors.Is(err, api.ErrNameTaken):
 		return fmt.Errorf("%w; choose another, such as NAME-2", err)
-	case errors.Is(err, api.ErrNotOwner):
-		return fmt.Errorf("%w, the one that 'worker migrate' runs under, in DATABASE_URL", err)
 	case errors.Is(err, api.ErrNoToken):
 		return fmt.Errorf("%w; 'worker tokens list' shows all", err)
 	default:

@@ -485,10 +485,10 @@ func TestNewTokenRefuses(t *testing.T) {
 	if err := RevokeToken(w.ctx, w.owner, "nobody", w.clock.Now()); !errors.Is(err, ErrNoToken) {
 		t.Errorf("revoke nobody's: %v", err)
 	}
-	if _, err := NewToken(w.ctx, w.pool, "by-the-worker", Scopes(), nil, w.clock.Now()); !errors.Is(err, ErrNotOwner) {
+	if _, err := NewToken(w.ctx, w.pool, "by-the-worker", Scopes(), nil, w.clock.Now()); !errors.Is(err, portal.ErrNotOwner) {
 		t.Errorf("the worker made a token: %v", err)
 	}
-	if err := RevokeToken(w.ctx, w.pool, "zendesk", w.clock.Now()); !errors.Is(err, ErrNotOwner) {
+	if err := RevokeToken(w.ctx, w.pool, "zendesk", w.clock.Now()); !errors.Is(err, portal.ErrNotOwner) {
 		t.Errorf("the worker revoked a token: %v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
 )
 
 // Scope is what a token may do.
@@ -46,10 +47,9 @@ type Token struct {
 
 // Errors of the functions below.
 var (
-	ErrNoToken   = errors.New("no such token")                                                     // is returned for an unknown token or name, and a revoked token that is used
-	ErrNameTaken = errors.New("a token has this name already, perhaps a revoked one")              // is returned by NewToken; names are not used twice, because revocations bear them
-	ErrTokenForm = errors.New("not the name, scopes and sources of a token")                       // is returned by NewToken
-	ErrNotOwner  = errors.New("this database user may not change tokens; take the schema's owner") // is returned by NewToken and RevokeToken
+	ErrNoToken   = errors.New("no such token")                                        // is returned for an unknown token or name, and a revoked token that is used
+	ErrNameTaken = errors.New("a token has this name already, perhaps a revoked one") // is returned by NewToken; names are not used twice, because revocations bear them
+	ErrTokenForm = errors.New("not the name, scopes and sources of a token")          // is returned by NewToken
 )
 
 // tokenPrefix lets scanners for leaked secrets, and people, tell what a token is.
@@ -159,13 +159,11 @@ func hashToken(secret string) [sha256.Size]byte { return sha256.Sum256([]byte(se
 
 func tokenError(what string, err error) error {
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		switch pg.Code {
-		case "23505": // unique_violation
-			return ErrNameTaken
-		case "42501": // insufficient_privilege
-			return ErrNotOwner
-		}
+	switch {
+	case errors.As(err, &pg) && pg.Code == "23505": // unique_violation
+		return ErrNameTaken
+	case portal.RefusesUser(err):
+		return portal.ErrNotOwner
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }

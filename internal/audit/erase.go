@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"latchkey/internal/portal"
@@ -29,15 +28,12 @@ type Erasure struct {
 // ErrNoSuchCustomer is returned where there is no link of that customer.
 var ErrNoSuchCustomer = errors.New("no link is of that customer, so nothing was erased; look whether it is spelled as in Stripe")
 
-// ErrNotOwner is returned to a user who may not erase.
-var ErrNotOwner = errors.New("erasing takes the schema's owner")
-
 // Erase deletes what is personal of a customer: who visited their links, from where and with what, and where their
 // links were sent and with what data. The audit stays, and its proof, and tells that it was erased. A link stays what it is, and can't be renewed or delivered
 // any more. Its request_hash, by which an address could be tried, becomes a random one: the request's id can't be
 // used again, not even by the same request.
 //
-// The database's user must own the schema, or it is ErrNotOwner. Without a link of the customer it is ErrNoSuchCustomer.
+// The database's user must own the schema, or it is portal.ErrNotOwner. Without a link of the customer it is ErrNoSuchCustomer.
 func Erase(ctx context.Context, db *pgxpool.Pool, of Erasure) (e Erased, err error) {
 	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
 		var known bool
@@ -66,9 +62,8 @@ func Erase(ctx context.Context, db *pgxpool.Pool, of Erasure) (e Erased, err err
 		return portal.InsertAudit(ctx, tx, []portal.AuditEvent{{ID: ids.First, At: now, Kind: portal.AuditErased, Detail: map[string]any{
 			"customer": of.Customer, "visitors": e.Visitors, "links": e.Links, "by": of.By, "reason": of.Reason}}})
 	})
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "42501" { // insufficient_privilege
-		return Erased{}, ErrNotOwner
+	if portal.RefusesUser(err) {
+		return Erased{}, portal.ErrNotOwner
 	}
 	return e, err
 }

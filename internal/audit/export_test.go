@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 
+	"latchkey/internal/portal"
 	"latchkey/internal/testkit"
 	"latchkey/migrations"
 )
@@ -101,7 +102,7 @@ func TestErase(t *testing.T) {
 	b.link = b.newLink("req-2", "cus_al", time.Now().Add(time.Hour))
 	b.opened(2)
 	b.seal(5)
-	if _, err := Erase(t.Context(), b.pool, Erasure{Customer: "cus_jo", By: "al"}); !errors.Is(err, ErrNotOwner) {
+	if _, err := Erase(t.Context(), b.pool, Erasure{Customer: "cus_jo", By: "al"}); !errors.Is(err, portal.ErrNotOwner) {
 		t.Errorf("the worker's role: %v", err)
 	}
 	for _, want := range []Erased{{Visitors: 3, Links: 1}, {}} {

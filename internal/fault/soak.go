@@ -113,6 +113,9 @@ func (w *soaking) unit(ctx context.Context) {
 	}
 }
 
+// linksOfUnit are made by each unit.
+const linksOfUnit = 2
+
 func (w *soaking) sendAndPress(ctx context.Context, n int64) error {
 	stream := &jobs.Request{ID: fmt.Sprintf("stream-%d", n), Source: "dunning", Session: &portal.SessionParams{Customer: "cus_Soak"}, Deliver: []jobs.Delivery{
 		{Channel: jobs.ChannelEmail, To: "jo@example.com", Template: "payment_failed", Data: []byte(`{"name": "Jo", "amount": "€ 49.00"}`)},
@@ -201,9 +204,10 @@ func (w *soaking) look(ctx context.Context) (values []float64, err error) {
 		values[1] += worker.Metric("go_goroutines")
 		values[2] += worker.Metric("process_open_fds")
 	}
+	// A partitioned table has no size of its own: it is its partitions that are listed.
 	err = w.pool.QueryRow(ctx, `SELECT pg_total_relation_size('river_job') / 1e6,
-		(SELECT sum(pg_total_relation_size(t::regclass)) FROM unnest(ARRAY['links', 'clicks', 'audit_events', 'audit_visitors']) t)
-			/ greatest(1, (SELECT n_live_tup FROM pg_stat_user_tables WHERE relname = 'links'))::float8`).Scan(&values[3], &values[4])
+		(SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname NOT LIKE 'river%')::float8`).Scan(&values[3], &values[4])
+	values[4] /= float64(linksOfUnit * w.last.Load())
 	return values, err
 }
 

@@ -152,6 +152,15 @@ func waitsForLock(err error) bool {
 	return errors.As(err, &pg) && (pg.Code == "55P03" || pg.Code == "40P01")
 }
 
+// ErrNotOwner is returned to a database user without the right to what was asked for.
+var ErrNotOwner = errors.New("this takes the schema's owner, the one that 'worker migrate' runs under, in DATABASE_URL")
+
+// RefusesUser tells that the database's user lacks a right (insufficient_privilege).
+func RefusesUser(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "42501"
+}
+
 // RefusesValue tells an error that the same rows will always meet (data exception, integrity
 // constraint, program limit) from one that passes.
 func RefusesValue(err error) bool {

@@ -27,9 +27,6 @@ const retireWait = 5 * time.Second
 // ErrRetireBusy is returned when a transaction that makes links does not end. Nothing is retired.
 var ErrRetireBusy = fmt.Errorf("links of this key are being made by a transaction that has not ended for %.0f s; nothing was done, try again", retireWait.Seconds())
 
-// ErrNotOwner is returned to a database user who may not retire keys.
-var ErrNotOwner = errors.New("this database user may not retire keys; take the schema's owner, the one that 'worker migrate' runs under, in DATABASE_URL")
-
 // RetireKey closes a signing key for ever and revokes its live links. It returns how many it revoked. After an error
 // the key may be retired and some of the links not be revoked yet, though dead; a second call revokes the rest.
 func (s *Store) RetireKey(ctx context.Context, id byte, by, reason string) (revoked int, err error) {
@@ -42,11 +39,10 @@ func (s *Store) RetireKey(ctx context.Context, id byte, by, reason string) (revo
 		_, _ = tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1, $2)`, keyLock, int32(id))
 		return insertRetired(ctx, tx, id, s.Now(), by, reason)
 	})
-	var pg *pgconn.PgError
 	switch {
 	case waitsForLock(err):
 		return 0, ErrRetireBusy
-	case errors.As(err, &pg) && pg.Code == "42501":
+	case RefusesUser(err):
 		return 0, ErrNotOwner
 	case err != nil:
 		return 0, fmt.Errorf("retire key %d: %w", id, err)
