@@ -60,8 +60,10 @@ CREATE TABLE audit_events (
     CONSTRAINT audit_events_kind CHECK (kind IN (
         'link.issued', 'link.delivered', 'link.delivery_failed', 'link.opened', 'link.renewed', 'link.revoked',
         'session.created', 'session.failed', 'webhook.disabled', 'audit.sealed',
-        'request.duplicate', 'request.rejected', 'click.started', 'click.denied')),
-    CONSTRAINT audit_events_has_link CHECK (link_id IS NOT NULL OR kind IN ('request.rejected', 'audit.sealed', 'webhook.disabled')),
+        'request.duplicate', 'request.rejected', 'click.started', 'click.denied',
+        'audit.erased', 'key.retired')),                -- from 00008 on; here, so that one can go down below this and up again
+    CONSTRAINT audit_events_has_link CHECK (
+        link_id IS NOT NULL OR kind IN ('request.rejected', 'audit.sealed', 'webhook.disabled', 'audit.erased', 'key.retired')),
     CONSTRAINT audit_events_has_click CHECK (
         click_id IS NOT NULL OR kind NOT IN ('click.started', 'session.created', 'session.failed')),
     CONSTRAINT audit_events_visitor_hash_sha256 CHECK (octet_length(visitor_hash) = 32)

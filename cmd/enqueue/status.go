@@ -92,9 +92,6 @@ func printStatus(w io.Writer, s *jobs.Status) {
 
 // happened is a row's detail, and the reference by which a customer may name it.
 func happened(h jobs.Happening) string {
-	if h.Kind == portal.LinkIssued {
-		return "" // its detail is what stands above: customer, source, campaign
-	}
 	line := detailLine(h.Detail)
 	if h.Click != uuid.Nil {
 		line = strings.TrimSpace(line + " reference=" + h.Click.String())

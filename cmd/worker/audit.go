@@ -20,6 +20,7 @@ import (
 	"latchkey/internal/audit"
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
+	"latchkey/internal/portal"
 	"latchkey/migrations"
 )
 
@@ -53,6 +54,9 @@ func withAudit(f func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
 			return fmt.Errorf("%w: %w; run 'worker migrate' first", migrations.ErrBehind, err)
+		}
+		if portal.RefusesUser(err) {
+			return fmt.Errorf("the user of DATABASE_URL lacks a right: %w; docs/audit.md says which this takes", err)
 		}
 		return err
 	}
@@ -94,8 +98,12 @@ Keep the head, outside of this database: --head proves next time that the chain 
 				return err
 			}
 			if asJSON {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"ok": true, "rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
-					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved, "visitors_gone": v.Gone})
+				out := map[string]any{"ok": true, "rows": v.Rows, "seals": v.Seals, "head": headText(v.Head),
+					"unsealed": v.Unsealed, "visitors": v.Visitors, "visitors_unproved": v.Unproved}
+				if since == "" {
+					out["visitors_gone"] = v.Gone
+				}
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(out)
 			}
 			printVerified(cmd, v, since != "")
 			return nil
@@ -114,6 +122,14 @@ Keep the head, outside of this database: --head proves next time that the chain 
 // comma writes a number as 1,234,567.
 func comma(n int64) string { return message.NewPrinter(language.English).Sprint(n) }
 
+// count is a number of things: "1 row", "1,234 rows".
+func count(n int64, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return comma(n) + " " + thing
+}
+
 // headText is empty where nothing is sealed yet.
 func headText(h audit.Head) string {
 	if h.Number == 0 {
@@ -127,19 +143,19 @@ func printVerified(cmd *cobra.Command, v audit.Verified, since bool) {
 	if since {
 		what = "what was sealed since is as it was sealed"
 	}
-	cmd.Printf("%s: %s rows in %s seals\n", what, comma(v.Rows), comma(v.Seals))
+	cmd.Printf("%s: %s in %s\n", what, count(v.Rows, "row"), count(v.Seals, "seal"))
 	if v.Head.Number > 0 {
 		cmd.Printf("head      %s\n", v.Head)
 	}
-	cmd.Printf("unsealed  %s rows, which nothing proves yet\n", comma(v.Unsealed))
-	cmd.Printf("visitors  %s rows are as they were hashed", comma(v.Visitors))
+	cmd.Printf("unsealed  %s at the end, which nothing proves yet\n", count(v.Unsealed, "row"))
+	cmd.Printf("visitors  %s as hashed", count(v.Visitors, "row"))
 	if v.Unproved > 0 {
-		cmd.Printf("; %s are from before there were hashes", comma(v.Unproved))
+		cmd.Printf(", %s from before there were hashes", comma(v.Unproved))
+	}
+	if v.Gone > 0 {
+		cmd.Printf(", %s gone: erased, past retention, or taken away", comma(v.Gone))
 	}
 	cmd.Println()
-	if v.Gone > 0 {
-		cmd.Printf("          %s more were erased, or went by VISITOR_RETENTION or LINK_RETENTION; see 'audit.erased' in the export\n", comma(v.Gone))
-	}
 }
 
 // verifyProgress tells on a terminal how far it is, about once a second, and done wipes that away.
@@ -170,7 +186,7 @@ which a worker publishes as audit.sealed.`,
 			if err != nil {
 				return err
 			}
-			cmd.Printf("sealed %s rows\n", comma(done.Rows))
+			cmd.Printf("sealed %s\n", count(done.Rows, "row"))
 			if done.Head.Number > 0 {
 				cmd.Printf("head %s\n", done.Head)
 			}
@@ -208,7 +224,7 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
 			n, err := write(e, ctx, db, cmd.OutOrStdout())
 			if err == nil {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s rows\n", comma(n))
+				fmt.Fprintln(cmd.ErrOrStderr(), count(n, "row"))
 			}
 			return err
 		})(cmd, args)
@@ -274,7 +290,10 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 				return fmt.Errorf("%w: %s", err, cli.Printable(of.Customer))
 			}
 			if err == nil {
-				cmd.Printf("erased %s visitors' rows, and the deliveries of %s links\n", comma(erased.Visitors), comma(erased.Links))
+				cmd.Printf("erased %s visitors' rows, and the deliveries of %s\n", comma(erased.Visitors), count(erased.Links, "link"))
+				if erased.Live > 0 {
+					cmd.Printf("still live: %s, whose next visitors are written down again; to end them: enqueue revoke --customer %s\n", count(erased.Live, "link"), of.Customer)
+				}
 			}
 			return err
 		},

@@ -393,6 +393,9 @@ func checkSchema(ctx context.Context, url string) error {
 	if errors.Is(err, migrations.ErrBehind) {
 		return fmt.Errorf("%w; run 'worker migrate' first", err)
 	}
+	if portal.RefusesUser(err) {
+		return fmt.Errorf("the user of DATABASE_URL lacks a right; take the schema's owner, the one that 'worker migrate' runs under: %w", err)
+	}
 	return err
 }
 

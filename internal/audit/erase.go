@@ -16,6 +16,7 @@ import (
 type Erased struct {
 	Visitors int64 // rows of audit_visitors, which are gone
 	Links    int64 // links whose deliveries, with their addresses and template data, are gone
+	Live     int64 // links of the customer that open the portal still
 }
 
 // Erasure says whose data goes, and for the audit who erases it and why.
@@ -29,9 +30,9 @@ type Erasure struct {
 var ErrNoSuchCustomer = errors.New("no link is of that customer, so nothing was erased; look whether it is spelled as in Stripe")
 
 // Erase deletes what is personal of a customer: who visited their links, from where and with what, and where their
-// links were sent and with what data. The audit stays, and its proof, and tells that it was erased. A link stays what it is, and can't be renewed or delivered
-// any more. Its request_hash, by which an address could be tried, becomes a random one: the request's id can't be
-// used again, not even by the same request.
+// links were sent and with what data. The audit stays, and its proof, and tells that it was erased. A link stays what
+// it is, and can't be renewed or delivered any more. Its request_hash, by which an address could be tried, becomes a
+// random one: the request's id can't be used again, not even by the same request.
 //
 // The database's user must own the schema, or it is portal.ErrNotOwner. Without a link of the customer it is ErrNoSuchCustomer.
 func Erase(ctx context.Context, db *pgxpool.Pool, of Erasure) (e Erased, err error) {
@@ -55,6 +56,9 @@ func Erase(ctx context.Context, db *pgxpool.Pool, of Erasure) (e Erased, err err
 			return fmt.Errorf("erase visitors: %w", err)
 		}
 		e = Erased{Visitors: visitors.RowsAffected(), Links: links.RowsAffected()}
+		if err := tx.QueryRow(ctx, `SELECT count(*) FROM links WHERE stripe_customer = $1 AND revoked_at IS NULL AND expires_at > now()`, of.Customer).Scan(&e.Live); err != nil {
+			return fmt.Errorf("count live links: %w", err)
+		}
 		ids, err := portal.NewIDs(1)
 		if err != nil {
 			return err

@@ -125,31 +125,45 @@ func (e Export) each(ctx context.Context, db *pgxpool.Pool, do func(*exported) e
 
 // sql begins behind the seals that were made an hour before since: what they hold was committed by then. Clocks of workers
 // and of the database may differ by less.
+//
+// Whose link it was says the row that issued it, which is sealed: the first of its kind, since the worker's role can add another one,
+// and can't choose its number. Only where that says nothing (0.1.0 wrote it) or is not there, it is links. Both are looked up row by
+// row, so that rows come at once and in order, whatever there is; a link's rows mostly follow each other.
 func (e Export) sql() string {
-	visitors := `NULL::text, NULL::text FROM audit_events e`
+	visitors, where := `NULL::text, NULL::text FROM audit_events e`, ` WHERE true`
 	if e.Visitors {
 		visitors = `host(v.ip), v.user_agent FROM audit_events e LEFT JOIN audit_visitors v ON v.event_id = e.id`
 	}
-	// Whose link it was says the row that issued it, which is sealed. Only of those by 0.1.0, whose rows say nothing, it is
-	// links. An erasure is of no link, and of a customer.
-	links, where := ` LEFT JOIN (
-			SELECT coalesce(link_id, id) AS about,
-				coalesce(detail->>'customer', (SELECT stripe_customer FROM links WHERE id = link_id)) AS customer,
-				CASE WHEN detail = '{}' THEN (SELECT campaign FROM links WHERE id = link_id) ELSE detail->>'campaign' END AS campaign,
-				coalesce(detail->>'source', (SELECT source FROM links WHERE id = link_id)) AS source
-			FROM audit_events WHERE kind IN ('link.issued', 'audit.erased')) l ON l.about = coalesce(e.link_id, e.id) WHERE true`, ""
 	if e.Customer != "" {
-		where += ` AND l.customer = @customer`
+		where += ` AND ` + ofCustomer + ` = @customer AND ` + about("customer", "stripe_customer")
 	}
 	if e.Campaign != "" {
-		where += ` AND l.campaign = @campaign`
+		where += ` AND ` + ofCampaign + ` = @campaign AND ` + about("campaign", "campaign")
 	}
 	if !e.Since.IsZero() {
 		where += ` AND e.at >= @since AND e.seq > coalesce((SELECT last_seq FROM audit_seals
 			WHERE sealed_at < @since::timestamptz - interval '1 hour' ORDER BY number DESC LIMIT 1), 0)`
 	}
-	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, l.customer, l.campaign, l.source, e.detail::text, e.visitor_hash, ` +
-		visitors + links + where + ` ORDER BY e.seq, e.id`
+	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, ` + ofCustomer + `, ` + ofCampaign + `, ` + ofSource + `, e.detail::text, e.visitor_hash, ` +
+		visitors + ` LEFT JOIN LATERAL (SELECT detail FROM (
+				SELECT detail, seq FROM audit_events WHERE link_id = e.link_id AND kind = 'link.issued' OFFSET 0 -- or LIMIT 1 could have it go through all by seq
+			) t ORDER BY seq LIMIT 1) i ON true
+		LEFT JOIN LATERAL (SELECT stripe_customer, campaign, source FROM links WHERE id = e.link_id OFFSET 0) l ON i.detail ? 'customer' IS NOT TRUE` + where + ` ORDER BY e.seq, e.id`
+}
+
+// What a row tells of whom it is about. An erasure is of no link, and of a customer.
+const (
+	ofCustomer = `CASE WHEN e.kind = 'audit.erased' THEN e.detail->>'customer' WHEN i.detail ? 'customer' THEN i.detail->>'customer' ELSE l.stripe_customer END`
+	ofCampaign = `CASE WHEN i.detail ? 'customer' THEN i.detail->>'campaign' ELSE l.campaign END`
+	ofSource   = `CASE WHEN i.detail ? 'customer' THEN i.detail->>'source' ELSE l.source END`
+)
+
+// about keeps what a row is looked up for to those that may be of the customer or campaign: it takes one look at all of the audit.
+func about(field, column string) string {
+	return `e.id IN (
+			WITH told AS MATERIALIZED (SELECT id, link_id FROM audit_events WHERE kind IN ('link.issued', 'audit.erased') AND detail->>'` + field + `' = @` + field + `)
+			SELECT id FROM told UNION
+			SELECT id FROM audit_events WHERE link_id IN (SELECT link_id FROM told UNION SELECT id FROM links WHERE ` + column + ` = @` + field + `))`
 }
 
 func (e Export) args() pgx.NamedArgs {

@@ -82,6 +82,7 @@ func TestExportTellsWhatWasSealed(t *testing.T) {
 		t.Error(out)
 	}
 	b.exec(`DELETE FROM links`)
+	jo := b.link
 	if out := lines(Export{}); strings.Count(out, ",cus_jo,,dunning,") != 2 {
 		t.Error(out)
 	}
@@ -89,6 +90,20 @@ func TestExportTellsWhatWasSealed(t *testing.T) {
 	b.link = b.newLink("req-old", "cus_al", time.Now().Add(time.Hour))
 	b.issuedRow(`{}`)
 	b.opened(1)
+	// Whoever writes as the worker can add rows: they name nobody else's links, and double no rows.
+	for _, link := range []uuid.UUID{b.link, jo} {
+		if _, err := b.pool.Exec(t.Context(), `INSERT INTO audit_events (id, at, kind, link_id, detail) VALUES ($1, now() - interval '1 day', 'link.issued', $2, '{"customer": "cus_evil", "campaign": "evil", "source": "evil"}')`,
+			portal.FirstID(time.Now().Add(-24*time.Hour)), link); err != nil {
+			t.Fatal(err)
+		}
+		if out := lines(Export{Customer: "cus_evil"}) + lines(Export{Campaign: "evil"}); strings.Count(out, "\n") != 2 {
+			t.Error(out)
+		}
+		if out := lines(Export{}); strings.Count(out, "\n") != 1+b.count(`SELECT count(*) FROM audit_events`) {
+			t.Error(out)
+		}
+		b.tamper(`DELETE FROM audit_events WHERE detail->>'source' = 'evil'`)
+	}
 	if out := lines(Export{Campaign: "c"}); strings.Count(out, ",cus_al,c,dunning,") != 2 {
 		t.Error(out)
 	}
@@ -101,11 +116,11 @@ func TestErase(t *testing.T) {
 	jo := b.link
 	b.link = b.newLink("req-2", "cus_al", time.Now().Add(time.Hour))
 	b.opened(2)
-	b.seal(5)
+	first := b.seal(5)
 	if _, err := Erase(t.Context(), b.pool, Erasure{Customer: "cus_jo", By: "al"}); !errors.Is(err, portal.ErrNotOwner) {
 		t.Errorf("the worker's role: %v", err)
 	}
-	for _, want := range []Erased{{Visitors: 3, Links: 1}, {}} {
+	for _, want := range []Erased{{Visitors: 3, Links: 1, Live: 1}, {Live: 1}} {
 		if e, err := Erase(t.Context(), b.owner, Erasure{"cus_jo", "al", "ticket 4711"}); err != nil || e != want {
 			t.Errorf("%+v, %v, want %+v", e, err, want)
 		}
@@ -124,12 +139,40 @@ func TestErase(t *testing.T) {
 		t.Error("no audit.erased")
 	}
 	var timeline bytes.Buffer
-	if n, err := (Export{Customer: "cus_jo"}).CSV(t.Context(), b.pool, &timeline); err != nil || n != 2 || strings.Count(timeline.String(), ",cus_jo,,,") != 2 {
+	if n, err := (Export{Customer: "cus_jo"}).CSV(t.Context(), b.pool, &timeline); err != nil || n != 5 || strings.Count(timeline.String(), ",cus_jo,,,") != 2 {
 		t.Errorf("erasures are no part of the customer's timeline: %v\n%s", err, &timeline)
 	}
 	b.opened(1) // behind the head: in no seal, so it neither is gone nor makes up for one that is
 	if v, err := b.verify(Head{}, Head{}); err != nil || v.Rows != 8 || v.Visitors != 3 || v.Gone != 3 {
 		t.Errorf("%+v, %v", v, err)
+	}
+	if v, err := b.verify(first, Head{}); err != nil || v.Rows != 3 || v.Visitors != 3 || v.Gone != 0 { // not counted
+		t.Errorf("since the first head: %+v, %v", v, err)
+	}
+	// One visitor twice does not make up for another that is gone.
+	b.exec(`ALTER TABLE audit_visitors DROP CONSTRAINT audit_visitors_pkey`)
+	b.exec(`INSERT INTO audit_visitors SELECT v.* FROM audit_visitors v JOIN audit_events e ON e.id = v.event_id WHERE e.link_id = $1 LIMIT 1`, b.link)
+	if v, err := b.verify(Head{}, Head{}); err != nil || v.Gone != 3 {
+		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// The worker's role makes up no operator's doing.
+func TestOperatorsRowsTakeTheOwner(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for kind, link := range map[portal.Kind]*uuid.UUID{portal.AuditErased: nil, portal.KeyRetired: nil, portal.LinkOpened: &b.link} {
+		_, err := b.pool.Exec(t.Context(), `INSERT INTO audit_events (id, at, kind, link_id) VALUES (gen_random_uuid(), now(), $1, $2)`, kind, link)
+		if refused := link == nil; portal.RefusesUser(err) != refused || !refused && err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		_, err = b.owner.Exec(t.Context(), `INSERT INTO audit_events (id, at, kind, link_id) VALUES (gen_random_uuid(), now(), $1, $2)`, kind, link)
+		if err != nil {
+			t.Errorf("%s, by the owner: %v", kind, err)
+		}
+		if _, err := b.owner.Exec(t.Context(), `INSERT INTO audit_events (id, at, kind, link_id) VALUES (gen_random_uuid(), now(), $1, $2)`, kind, b.link); (err == nil) != (link != nil) {
+			t.Errorf("%s of a link: %v", kind, err)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 )
@@ -50,7 +51,7 @@ var (
 	// earlier state.
 	ErrNoSuchSeal = errors.New("the chain ends before the head that you kept: rows and seals were cut off its end, or the database was restored to an earlier state")
 	// ErrOtherSeal is returned where the chain goes another way.
-	ErrOtherSeal = errors.New("the chain does not go through the head that you kept: it was made anew")
+	ErrOtherSeal = errors.New("the chain does not go through the head that you kept: it was made anew, unless the head is mistyped or another database's")
 )
 
 // Finding is a Verify's error for programs.
@@ -116,9 +117,10 @@ func through(ctx context.Context, db *pgxpool.Pool, h Head) error {
 		return nil
 	}
 	var sum []byte
+	var pg *pgconn.PgError
 	err := db.QueryRow(ctx, `SELECT hash FROM audit_seals WHERE number = $1`, h.Number).Scan(&sum)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows):
+	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "42P01": // undefined_table: the whole chain was dropped
 		return ErrNoSuchSeal
 	case err != nil:
 		return fmt.Errorf("read seal %d: %w", h.Number, err)
@@ -316,7 +318,7 @@ func (v *Verified) visitors(ctx context.Context, db *pgxpool.Pool, whole bool) e
 	rows, err := db.Query(ctx, `SELECT count(*), count(*) FILTER (WHERE salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL),
 			min(v.event_id::text) FILTER (WHERE NOT (salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL)
 				AND sha256(salt || substring(inet_send(ip) FROM 4) || convert_to(user_agent, 'UTF8')) IS DISTINCT FROM e.visitor_hash),
-			count(*) FILTER (WHERE e.visitor_hash IS NOT NULL AND e.seq <= (SELECT last_seq FROM audit_seals WHERE number = $1))
+			count(DISTINCT v.event_id) FILTER (WHERE e.visitor_hash IS NOT NULL AND e.seq <= (SELECT last_seq FROM audit_seals WHERE number = $1))
 		FROM audit_visitors v LEFT JOIN audit_events e ON e.id = v.event_id`, v.Head.Number)
 	if err != nil {
 		return fmt.Errorf("read visitors: %w", err)

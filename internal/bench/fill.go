@@ -23,9 +23,10 @@ const filledLinks = `WITH made AS (INSERT INTO links (id, request_id, request_ha
 		SELECT ('01970000' || lpad(to_hex(i), 8, '0') || '70008000' || substr(md5(i::text), 1, 8))::uuid, 'in_' || md5(i::text), sha256(i::text::bytea), now(), 'bench', 'bench-2026',
 			'cus_B' || substr(md5(i::text), 1, 13), jsonb_build_object('customer', 'cus_B' || substr(md5(i::text), 1, 13), 'return_url', 'https://app.example.com/billing'),
 			jsonb_build_object('invoice', 'in_' || i), 1, now(), now() + interval '30 days'
-		FROM generate_series($1::int, $2::int) i RETURNING id, request_id)
-	INSERT INTO audit_events (id, at, kind, link_id, request_id)
-	SELECT ('01970001' || substr(replace(id::text, '-', ''), 9, 8) || '7000800000000000')::uuid, now(), 'link.issued', id, request_id FROM made`
+		FROM generate_series($1::int, $2::int) i RETURNING id, request_id, stripe_customer, source, campaign)
+	INSERT INTO audit_events (id, at, kind, link_id, request_id, detail)
+	SELECT ('01970001' || substr(replace(id::text, '-', ''), 9, 8) || '7000800000000000')::uuid, now(), 'link.issued', id, request_id,
+		jsonb_build_object('customer', stripe_customer, 'source', source, 'campaign', campaign) FROM made`
 
 // fillLinks writes that many links with their audit rows, by SQL: what is measured is what comes on top of them.
 func fillLinks(ctx context.Context, pool *pgxpool.Pool, links int) error {

@@ -56,19 +56,16 @@ func (s *Store) RetireKey(ctx context.Context, id byte, by, reason string) (revo
 
 // insertRetired writes that a key is retired, and by whom into the audit, if it was not before.
 func insertRetired(ctx context.Context, tx *Tx, id byte, now time.Time, by, reason string) error {
-	rows, err := tx.Query(ctx, `INSERT INTO retired_keys (id, retired_at, retired_by, reason) VALUES ($1, $2, $3, nullif($4, ''))
-		ON CONFLICT (id) DO NOTHING RETURNING id`, int16(id), now, by, reason)
-	if err != nil {
-		return err
-	}
-	if made, err := pgx.CollectRows(rows, pgx.RowTo[int16]); err != nil || len(made) == 0 {
-		return err
-	}
 	ids, err := NewIDs(1)
 	if err != nil {
 		return err
 	}
-	return InsertAudit(ctx, tx, []AuditEvent{{ID: ids.First, At: now, Kind: KeyRetired, Detail: map[string]any{"key_id": id, "by": by, "reason": reason}}})
+	// One statement, which goes out with the COMMIT: who makes links waits for no answer of ours.
+	_, _ = tx.Exec(ctx, `WITH made AS (
+			INSERT INTO retired_keys (id, retired_at, retired_by, reason) VALUES ($1, $2, $3, nullif($4, '')) ON CONFLICT (id) DO NOTHING RETURNING id)
+		INSERT INTO audit_events (id, at, kind, detail) SELECT $5, $2, 'key.retired', jsonb_build_object('key_id', id, 'by', $3::text, 'reason', $4::text) FROM made`,
+		int16(id), now, by, reason, ids.First)
+	return nil
 }
 
 // RefusesKey tells that the database refused links because their key is retired.
