@@ -26,6 +26,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 	"latchkey/internal/stripesim"
 	"latchkey/internal/testkit"
 	"latchkey/migrations"
@@ -307,24 +308,19 @@ func (d *deployment) exec(env []string, args ...string) *process {
 // serve starts 'worker run' as a process, with further settings, and waits until it is ready.
 func (d *deployment) serve(env ...string) *process {
 	d.t.Helper()
-	public, admin := freePort(d.t), freePort(d.t)
+	public, admin := rig.FreePort(), rig.FreePort()
 	p := d.exec(append([]string{"HTTP_ADDR=" + public, "ADMIN_ADDR=" + admin, "LINK_BASE_URL=http://" + public, "LOG_LEVEL=debug"}, env...), "run")
 	p.http, p.admin = "http://"+public, "http://"+admin
+	defer func() {
+		if d.t.Failed() {
+			d.t.Log(tail(p.out.String()))
+		}
+	}()
 	d.until("the worker process to be ready", func() bool {
 		status, _, _, err := do(d.t.Context(), http.MethodGet, "http://"+admin+"/readyz")
 		return err == nil && status == http.StatusOK
 	})
 	return p
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
 }
 
 // exit waits for the process and returns its exit code.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"latchkey/internal/rig"
 	"latchkey/migrations"
 )
 
@@ -42,7 +43,7 @@ func (d *deployment) pgbouncer(settings string, modes ...string) (urls map[strin
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	address := freePort(d.t)
+	address := rig.FreePort()
 	_, port, _ := strings.Cut(address, ":")
 	var ini strings.Builder
 	fmt.Fprintln(&ini, "[databases]")

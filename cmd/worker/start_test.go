@@ -23,6 +23,7 @@ import (
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
 	"latchkey/internal/producer"
+	"latchkey/internal/rig"
 	"latchkey/internal/stack"
 	"latchkey/internal/testkit"
 	"latchkey/migrations"
@@ -54,7 +55,7 @@ func TestStartWaitsForItsServers(t *testing.T) {
 	if err := pg.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	d.nats = "nats://" + freePort(t)
+	d.nats = "nats://" + rig.FreePort()
 
 	in := d.launch()
 	d.until("readyz to say why it waits for the database", func() bool {
@@ -165,7 +166,7 @@ func (d *deployment) connect() {
 // A stop that comes while it waits is a stop like any other.
 func TestSIGTERMWhileWaiting(t *testing.T) {
 	t.Parallel()
-	admin := freePort(t)
+	admin := rig.FreePort()
 	d := &deployment{t: t, database: "postgres://latchkey@127.0.0.1:1/latchkey", nats: "nats://127.0.0.1:1", keys: "1:" + strings.Repeat("A", 43), simURL: "http://127.0.0.1:1"}
 	p := d.exec([]string{"HTTP_ADDR=127.0.0.1:0", "ADMIN_ADDR=" + admin, "LINK_BASE_URL=https://pay.example.com"}, "run")
 	d.until("it to wait", func() bool {
