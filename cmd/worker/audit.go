@@ -292,7 +292,7 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			if err == nil {
 				cmd.Printf("erased %s visitors' rows, and the deliveries of %s\n", comma(erased.Visitors), count(erased.Links, "link"))
 				if erased.Live > 0 {
-					cmd.Printf("still live: %s, whose next visitors are written down again; to end them: enqueue revoke --customer %s\n", count(erased.Live, "link"), of.Customer)
+					cmd.Printf("still live: %s, whose next visitors are written down again; to end them: enqueue revoke --customer %s\n", count(erased.Live, "link"), cli.Printable(of.Customer))
 				}
 			}
 			return err

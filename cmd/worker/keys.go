@@ -125,11 +125,20 @@ LINK_KEYS_FILE), to tell that the key is not the one that signs; --force does wi
 				if err := mayRetire(cmd.Context(), db, ring, byte(id), force); err != nil {
 					return err
 				}
+				before, err := portal.RetiredKeys(cmd.Context(), db)
+				if err != nil {
+					return err
+				}
 				n, err := retireKey(cmd.Context(), db, byte(id), by, reason)
-				if err == nil {
+				switch {
+				case err != nil:
+					return err
+				case slices.Contains(before, byte(id)):
+					cmd.Printf("key %d was retired before; links revoked: %d\n", id, n)
+				default:
 					cmd.Printf("retired key %d; links revoked: %d\n", id, n)
 				}
-				return err
+				return nil
 			})
 		},
 	}

@@ -168,7 +168,7 @@ func TestKeysListAndRetire(t *testing.T) {
 	if code, out := d.command(append(moved[1:], "LINK_KEYS="+freshKey(2)), "check"); code != 0 || !strings.Contains(out, "2 signs") {
 		t.Errorf("check: exit %d\n%s", code, out)
 	}
-	if code, out := d.command([]string{"LINK_KEYS="}, "keys", "retire", "1", "--force"); code != 0 || out != "retired key 1; links revoked: 0\n" {
+	if code, out := d.command([]string{"LINK_KEYS="}, "keys", "retire", "1", "--force"); code != 0 || out != "key 1 was retired before; links revoked: 0\n" {
 		t.Errorf("again, by force: exit %d\n%s", code, out)
 	}
 	for _, wrong := range [][]string{{"retire"}, {"retire", "256"}, {"retire", "x"}, {"retire", "2", "--by", ""}, {"frob"}, {"list", "x"}} {

@@ -107,6 +107,12 @@ func TestKeptHead(t *testing.T) {
 		}
 	}
 
+	b.tamper(`ALTER TABLE audit_seals RENAME TO gone`)
+	if _, err := b.verify(Head{}, first); !errors.Is(err, ErrNoSuchSeal) {
+		t.Errorf("without the chain's table: %v", err)
+	}
+	b.tamper(`ALTER TABLE gone RENAME TO audit_seals`)
+
 	b.tamper(`DELETE FROM audit_events WHERE id = $1`, rows[1])
 	b.tamper(`DELETE FROM audit_seals`)
 	forged := b.seal(2)

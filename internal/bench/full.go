@@ -132,10 +132,13 @@ const opened = `WITH seen AS (SELECT id, request_id, substr(replace(id::text, '-
 		FROM rows WHERE kind <> 'session.created')
 	INSERT INTO clicks (id, link_id, started_at, outcome, ended_at) SELECT ('01970005' || i || '7000800000000000')::uuid, id, now(), 'created', now() FROM seen`
 
+// auditSize is that of all months: a partitioned table has no size of its own.
+const auditSize = `(SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree('audit_events'))`
+
 // tellSizes shows what rows take, with their indexes, and the indexes of links by themselves.
 func (b *bench) tellSizes(ctx context.Context, pool *pgxpool.Pool, links int) error {
 	var audit float64 // before there are rows of other kinds
-	if err := pool.QueryRow(ctx, `SELECT pg_total_relation_size('audit_events')::float8 / $1`, links).Scan(&audit); err != nil {
+	if err := pool.QueryRow(ctx, `SELECT `+auditSize+`::float8 / $1`, links).Scan(&audit); err != nil {
 		return err
 	}
 	if _, err := pool.Exec(ctx, opened); err != nil {
@@ -146,7 +149,7 @@ func (b *bench) tellSizes(ctx context.Context, pool *pgxpool.Pool, links int) er
 	}
 	var link, heap, opens, visitor, click float64
 	if err := pool.QueryRow(ctx, `SELECT pg_total_relation_size('links')::float8 / (SELECT count(*) FROM links), pg_table_size('links')::float8 / (SELECT count(*) FROM links),
-			pg_total_relation_size('audit_events')::float8 / (SELECT count(*) FROM audit_events),
+			`+auditSize+`::float8 / (SELECT count(*) FROM audit_events),
 			pg_total_relation_size('audit_visitors')::float8 / (SELECT count(*) FROM audit_visitors),
 			pg_total_relation_size('clicks')::float8 / (SELECT count(*) FROM clicks)`).Scan(&link, &heap, &opens, &visitor, &click); err != nil {
 		return err

@@ -111,7 +111,7 @@ func NewRiver(cfg RiverConfig) (*River, error) {
 		JobTimeout:                  jobTimeout,
 		RescueStuckJobsAfter:        rescueAfter,
 		SoftStopTimeout:             5 * time.Second,
-		ReindexerSchedule:           river.NeverSchedule(), // the worker's role does not own River's indexes
+		ReindexerSchedule:           river.NeverSchedule(), // the worker's role owns no indexes; those that needed it are gone (00009)
 		ErrorHandler:                &jobErrors{log: cfg.Log},
 		Middleware:                  []rivertype.Middleware{recoverJob(cfg.Log)},
 		Logger:                      slog.New(&riverLog{Handler: cfg.Log.Handler(), seen: &seenLines{at: map[string]time.Time{}}}),
