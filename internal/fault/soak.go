@@ -189,7 +189,7 @@ func (w *soaking) keepUp(ctx context.Context, d time.Duration, r *soakResult) er
 
 // figureNames are what look finds, in its order. Tables of links grow with the links, so it is a link's share that must
 // not; jobs come and go, so it is their table.
-var figureNames = []string{"memory of the workers, MB", "goroutines", "open files", "table of jobs, MB", "bytes of a link, all tables"}
+var figureNames = []string{"memory of the workers, MB", "live heap of the workers, MB", "goroutines", "open files", "table of jobs, MB", "bytes of a link, all tables"}
 
 func (w *soaking) look(ctx context.Context) (values []float64, err error) {
 	values = make([]float64, len(figureNames))
@@ -201,13 +201,14 @@ func (w *soaking) look(ctx context.Context) (values []float64, err error) {
 			return nil, errors.New("a worker has ended; its log is in the folder")
 		}
 		values[0] += rig.Memory(worker.Cmd.Process.Pid, "VmRSS")
-		values[1] += worker.Metric("go_goroutines")
-		values[2] += worker.Metric("process_open_fds")
+		values[1] += worker.Metric("go_memstats_next_gc_bytes") / 2e6 // GOGC=100: the next collection is at twice what the last one left
+		values[2] += worker.Metric("go_goroutines")
+		values[3] += worker.Metric("process_open_fds")
 	}
 	// A partitioned table has no size of its own: it is its partitions that are listed.
 	err = w.pool.QueryRow(ctx, `SELECT pg_total_relation_size('river_job') / 1e6,
-		(SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname NOT LIKE 'river%')::float8`).Scan(&values[3], &values[4])
-	values[4] /= float64(linksOfUnit * w.last.Load())
+		(SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname NOT LIKE 'river%')::float8`).Scan(&values[4], &values[5])
+	values[5] /= float64(linksOfUnit * w.last.Load())
 	return values, err
 }
 

@@ -17,7 +17,7 @@ import (
 const plotWidth, plotHeight, letters = 400, 280, 12 // points
 
 // lineColors are Okabe and Ito's, which the colour-blind tell apart.
-var lineColors = []color.Color{color.RGBA{0, 114, 178, 255}, color.RGBA{213, 94, 0, 255}, color.RGBA{0, 158, 115, 255}, color.RGBA{150, 90, 140, 255}, color.RGBA{90, 90, 90, 255}}
+var lineColors = []color.Color{color.RGBA{0, 114, 178, 255}, color.RGBA{213, 94, 0, 255}, color.RGBA{0, 158, 115, 255}, color.RGBA{150, 90, 140, 255}, color.RGBA{90, 90, 90, 255}, color.RGBA{0, 0, 0, 255}}
 
 // Draw is the SVG of what fill adds to a plot. Its ground is white, since pages are dark or light.
 func Draw(fill func(*plot.Plot) error) ([]byte, error) {
@@ -44,6 +44,6 @@ func Draw(fill func(*plot.Plot) error) ([]byte, error) {
 
 // LineStyle is the i-th line's; dashes tell lines apart in print.
 func LineStyle(i int) draw.LineStyle {
-	dashes := [][]vg.Length{nil, {7, 3}, {2, 2}, {8, 3, 2, 3}, {1, 3}}
+	dashes := [][]vg.Length{nil, {7, 3}, {2, 2}, {8, 3, 2, 3}, {1, 3}, {12, 4}}
 	return draw.LineStyle{Color: lineColors[i%len(lineColors)], Width: 2, Dashes: dashes[i%len(dashes)]}
 }
