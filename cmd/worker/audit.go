@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -270,7 +268,7 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			if of.Customer == "" {
 				return cli.Usagef("--customer: is empty")
 			}
-			if of.By == "" || utf8.RuneCountInString(of.By) > 200 || utf8.RuneCountInString(of.Reason) > 200 || !utf8.ValidString(of.By+of.Reason) || strings.ContainsRune(of.By+of.Reason, 0) {
+			if !portal.ValidBy(of.By, of.Reason) {
 				return cli.Usagef("--by and --reason take at most 200 characters of UTF-8, and --by at least one")
 			}
 			url, err := loadDatabaseURL()

@@ -29,6 +29,14 @@ type Revocation struct {
 // ErrRevocation is returned for a revocation that is not complete.
 var ErrRevocation = errors.New("name exactly one of link_id, request_id, customer, campaign and key_id, and who revokes in by (reason and by: at most 200 characters)")
 
+// ValidBy tells whether the audit takes who did something, which may not be empty, and why: at most 200 characters each.
+func ValidBy(by, reason string) bool {
+	return by != "" && utf8.RuneCountInString(by) <= 200 && utf8.RuneCountInString(reason) <= 200 && storable(by+reason)
+}
+
+// storable tells whether Postgres takes a text.
+func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
 // revokeChunk bounds a transaction; a campaign of 100,000 links takes a few hundred.
 const revokeChunk = 500
 
@@ -46,11 +54,11 @@ func (r Revocation) where() (where string, arg any, err error) {
 		set++
 		where, arg = "key_id = $1 AND expires_at > $2", int16(*r.KeyID)
 	}
-	if set != 1 || r.By == "" || utf8.RuneCountInString(r.By) > 200 || utf8.RuneCountInString(r.Reason) > 200 {
-		return "", nil, ErrRevocation
-	}
-	if all := r.RequestID + r.Customer + r.Campaign + r.By + r.Reason; !utf8.ValidString(all) || strings.ContainsRune(all, 0) {
+	if all := r.RequestID + r.Customer + r.Campaign + r.By + r.Reason; !storable(all) {
 		return "", nil, fmt.Errorf("U+0000 and invalid UTF-8 can't be stored: %w", ErrRevocation)
+	}
+	if set != 1 || !ValidBy(r.By, r.Reason) {
+		return "", nil, ErrRevocation
 	}
 	if r.LinkID != "" {
 		id, err := uuid.Parse(r.LinkID)
