@@ -1,6 +1,10 @@
 package migrations
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/google/uuid"
+)
 
 // Down to before the audit's proof and up again, with a row of each kind: nothing that was written by the newest
 // version is lost or in the way.
@@ -38,5 +42,36 @@ func TestDownAndUpAgain(t *testing.T) {
 	up(t, pool)
 	if n := number(`SELECT count(DISTINCT kind) FROM audit_events`); n != before || n != 16 {
 		t.Errorf("%d kinds, of %d", n, before)
+	}
+}
+
+// A key that was retired before the audit told of it stands there once.
+func TestRetiredKeysComeIntoTheAudit(t *testing.T) {
+	t.Parallel()
+	pool, _ := setup(t)
+	up(t, pool)
+	p, closeDB, err := provider(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeDB()
+	for range 2 {
+		if _, err := p.DownTo(t.Context(), 9); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pool.Exec(t.Context(), `INSERT INTO retired_keys (id, retired_at, retired_by) VALUES (3, now() - interval '1 day', 'jo') ON CONFLICT DO NOTHING`); err != nil {
+			t.Fatal(err)
+		}
+		up(t, pool)
+		var id uuid.UUID
+		var by string
+		var rows int
+		if err := pool.QueryRow(t.Context(), `SELECT id, detail->>'by', count(*) OVER () FROM audit_events
+			WHERE kind = 'key.retired' AND detail @> '{"key_id": 3, "reason": ""}' AND at = (SELECT retired_at FROM retired_keys)`).Scan(&id, &by, &rows); err != nil {
+			t.Fatal(err)
+		}
+		if id.Version() != 7 || id.Variant() != uuid.RFC4122 || by != "jo" || rows != 1 {
+			t.Errorf("%s by %s, %d rows", id, by, rows)
+		}
 	}
 }

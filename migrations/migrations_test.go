@@ -84,7 +84,7 @@ func TestUpTwice(t *testing.T) {
 	if err != nil || !slices.Equal(done, all) {
 		t.Errorf("done %+v, status %+v (%v)", done, all, err)
 	}
-	if last := all[len(all)-1]; last.Line != "latchkey" || last.Name != "00009_jobs_without_gin.sql" || all[0].Line != "river" {
+	if last := all[len(all)-1]; last.Line != "latchkey" || last.Name != "00010_search_paths.sql" || all[0].Line != "river" {
 		t.Errorf("steps %+v", all)
 	}
 	if again := up(t, pool); len(again) != 0 {
@@ -183,7 +183,7 @@ func TestCheckOfAHalfMigratedDatabase(t *testing.T) {
 	if _, err := pool.Exec(t.Context(), `DROP TABLE links`); err != nil {
 		t.Fatal(err)
 	}
-	if rest := up(t, pool); len(rest) != 9 || rest[0].Line != "latchkey" {
+	if rest := up(t, pool); len(rest) != 10 || rest[0].Line != "latchkey" {
 		t.Errorf("the second Up did %+v", rest)
 	}
 	if err := Check(t.Context(), pool); err != nil {

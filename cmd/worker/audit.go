@@ -51,7 +51,7 @@ func withAudit(f func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool)
 		err = f(cmd.Context(), cmd, pool)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
-			return fmt.Errorf("%w: %w; run 'worker migrate' first", migrations.ErrBehind, err)
+			return fmt.Errorf("%w: %w; is it the right database? If so, run 'worker migrate' first", migrations.ErrBehind, err)
 		}
 		if portal.RefusesUser(err) {
 			return fmt.Errorf("the user of DATABASE_URL lacks a right: %w; docs/audit.md says which this takes", err)
@@ -289,9 +289,7 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 			}
 			if err == nil {
 				cmd.Printf("erased %s visitors' rows, and the deliveries of %s\n", comma(erased.Visitors), count(erased.Links, "link"))
-				if erased.Live > 0 {
-					cmd.Printf("still live: %s, whose next visitors are written down again; to end them: enqueue revoke --customer %s\n", count(erased.Live, "link"), cli.Printable(of.Customer))
-				}
+				cmd.Printf("who looks at one of their links from now on, also at one that has ended, is written down again: erase again, or wait for VISITOR_RETENTION\n")
 			}
 			return err
 		},

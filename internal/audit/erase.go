@@ -16,7 +16,6 @@ import (
 type Erased struct {
 	Visitors int64 // rows of audit_visitors, which are gone
 	Links    int64 // links whose deliveries, with their addresses and template data, are gone
-	Live     int64 // links of the customer that open the portal still
 }
 
 // Erasure says whose data goes, and for the audit who erases it and why.
@@ -56,9 +55,6 @@ func Erase(ctx context.Context, db *pgxpool.Pool, of Erasure) (e Erased, err err
 			return fmt.Errorf("erase visitors: %w", err)
 		}
 		e = Erased{Visitors: visitors.RowsAffected(), Links: links.RowsAffected()}
-		if err := tx.QueryRow(ctx, `SELECT count(*) FROM links WHERE stripe_customer = $1 AND revoked_at IS NULL AND expires_at > now()`, of.Customer).Scan(&e.Live); err != nil {
-			return fmt.Errorf("count live links: %w", err)
-		}
 		ids, err := portal.NewIDs(1)
 		if err != nil {
 			return err

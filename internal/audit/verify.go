@@ -54,10 +54,13 @@ var (
 	ErrOtherSeal = errors.New("the chain does not go through the head that you kept: it was made anew, unless the head is mistyped or another database's")
 )
 
+// ErrTableGone is returned where the database has one of the audit's tables and not the other.
+var ErrTableGone = errors.New("the audit is not what it was: audit_events or audit_seals was dropped or renamed")
+
 // Finding is a Verify's error for programs.
 type Finding struct {
 	OK   bool   `json:"ok"`   // false
-	What string `json:"what"` // BrokenError.What; "visitor": row's is not as it was hashed; "cut", "other": the head that was kept
+	What string `json:"what"` // BrokenError.What; "visitor": row's is not as it was hashed; "cut", "other": the head that was kept; "cut": a table too
 	Seal int64  `json:"seal,omitempty"`
 	Row  string `json:"row,omitempty"`
 }
@@ -75,7 +78,7 @@ func Found(err error) *Finding {
 		return &Finding{What: "visitor", Row: visitor.Row}
 	}
 	switch {
-	case errors.Is(err, ErrNoSuchSeal):
+	case errors.Is(err, ErrNoSuchSeal), errors.Is(err, ErrTableGone):
 		return &Finding{What: "cut"}
 	case errors.Is(err, ErrOtherSeal):
 		return &Finding{What: "other"}
@@ -84,12 +87,30 @@ func Found(err error) *Finding {
 }
 
 // Verify recomputes the chain from behind since on (the zero Head: all of it) and returns a BrokenError for the first
-// thing that is not as it was sealed, ErrNoSuchSeal or ErrOtherSeal where the chain does not go through each of since
+// thing that is not as it was sealed, ErrTableGone, or ErrNoSuchSeal or ErrOtherSeal where the chain does not go through each of since
 // and kept. progress, if any, is told the rows done.
 //
 // It reads on as many connections as there are processors (Connections): seals can be checked apart, each with the hash that
 // is stored in the one before.
-func Verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress func(rows int64)) (v Verified, err error) {
+func Verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress func(rows int64)) (Verified, error) {
+	v, err := verify(ctx, db, since, kept, progress)
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != "42P01" { // undefined_table
+		return v, err
+	}
+	// Without both, or from before 00005, it is another database, or one that is not migrated.
+	var gone bool
+	if err := db.QueryRow(ctx, `SELECT to_regclass('audit_seals') IS NOT NULL
+		OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('audit_events') AND attname = 'seq')`).Scan(&gone); err != nil {
+		return v, fmt.Errorf("look for the audit's tables: %w", err)
+	}
+	if gone {
+		return v, ErrTableGone
+	}
+	return v, err
+}
+
+func verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress func(rows int64)) (v Verified, err error) {
 	for _, h := range []Head{since, kept} {
 		if err := through(ctx, db, h); err != nil {
 			return v, err
@@ -117,10 +138,9 @@ func through(ctx context.Context, db *pgxpool.Pool, h Head) error {
 		return nil
 	}
 	var sum []byte
-	var pg *pgconn.PgError
 	err := db.QueryRow(ctx, `SELECT hash FROM audit_seals WHERE number = $1`, h.Number).Scan(&sum)
 	switch {
-	case errors.Is(err, pgx.ErrNoRows), errors.As(err, &pg) && pg.Code == "42P01": // undefined_table: the whole chain was dropped
+	case errors.Is(err, pgx.ErrNoRows):
 		return ErrNoSuchSeal
 	case err != nil:
 		return fmt.Errorf("read seal %d: %w", h.Number, err)
@@ -317,24 +337,31 @@ func (v *Verified) visitors(ctx context.Context, db *pgxpool.Pool, whole bool) e
 	// inet_send is family, bits, is_cidr, length, address.
 	rows, err := db.Query(ctx, `SELECT count(*), count(*) FILTER (WHERE salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL),
 			min(v.event_id::text) FILTER (WHERE NOT (salt IS NULL AND e.visitor_hash IS NULL AND e.id IS NOT NULL)
-				AND sha256(salt || substring(inet_send(ip) FROM 4) || convert_to(user_agent, 'UTF8')) IS DISTINCT FROM e.visitor_hash),
-			count(DISTINCT v.event_id) FILTER (WHERE e.visitor_hash IS NOT NULL AND e.seq <= (SELECT last_seq FROM audit_seals WHERE number = $1))
-		FROM audit_visitors v LEFT JOIN audit_events e ON e.id = v.event_id`, v.Head.Number)
+				AND sha256(salt || substring(inet_send(ip) FROM 4) || convert_to(user_agent, 'UTF8')) IS DISTINCT FROM e.visitor_hash)
+		FROM audit_visitors v LEFT JOIN audit_events e ON e.id = v.event_id`)
 	if err != nil {
 		return fmt.Errorf("read visitors: %w", err)
 	}
 	var all, sealed int64
 	var other *string
-	if _, err := pgx.ForEachRow(rows, []any{&all, &v.Unproved, &other, &sealed}, func() error { return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&all, &v.Unproved, &other}, func() error { return nil }); err != nil {
 		return fmt.Errorf("read visitors: %w", err)
 	}
 	if other != nil {
 		return &VisitorError{Row: *other}
 	}
-	v.Visitors, v.Gone = all-v.Unproved, v.Gone-sealed
+	v.Visitors = all - v.Unproved
 	if !whole {
 		v.Gone = 0
+		return nil
 	}
+	// EXISTS, so that a row which is there twice stands for itself alone.
+	err = db.QueryRow(ctx, `SELECT count(*) FROM audit_events e WHERE visitor_hash IS NOT NULL
+		AND seq <= (SELECT last_seq FROM audit_seals WHERE number = $1) AND EXISTS (SELECT FROM audit_visitors WHERE event_id = e.id)`, v.Head.Number).Scan(&sealed)
+	if err != nil {
+		return fmt.Errorf("count visitors: %w", err)
+	}
+	v.Gone -= sealed
 	return nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
+
+	"latchkey/internal/testkit"
 )
 
 // Invariant 3: whatever an owner of the database does to sealed rows is named by the first row that it concerns.
@@ -107,11 +109,20 @@ func TestKeptHead(t *testing.T) {
 		}
 	}
 
-	b.tamper(`ALTER TABLE audit_seals RENAME TO gone`)
-	if _, err := b.verify(Head{}, first); !errors.Is(err, ErrNoSuchSeal) {
-		t.Errorf("without the chain's table: %v", err)
+	for _, table := range []string{"audit_seals", "audit_events"} {
+		b.tamper(`ALTER TABLE ` + table + ` RENAME TO gone`)
+		for _, err := range []error{errOf(b.verify(Head{}, first)), errOf(b.verify(Head{}, Head{}))} {
+			if !errors.Is(err, ErrTableGone) || Found(err) == nil {
+				t.Errorf("without %s: %v", table, err)
+			}
+		}
+		b.tamper(`ALTER TABLE gone RENAME TO ` + table)
 	}
-	b.tamper(`ALTER TABLE gone RENAME TO audit_seals`)
+	// Another database is none that was altered.
+	elsewhere := open(t, testkit.Database(t, nil), ``)
+	if _, err := Verify(t.Context(), elsewhere, Head{}, first, nil); err == nil || Found(err) != nil {
+		t.Errorf("where there is no audit: %v", err)
+	}
 
 	b.tamper(`DELETE FROM audit_events WHERE id = $1`, rows[1])
 	b.tamper(`DELETE FROM audit_seals`)

@@ -24,8 +24,9 @@ const keyLock = 1801812339
 // retireWait is how long RetireKey waits for transactions that make links. Others that make some wait behind it.
 const retireWait = 5 * time.Second
 
-// ErrRetireBusy is returned when a transaction that makes links does not end. Nothing is retired.
-var ErrRetireBusy = fmt.Errorf("links of this key are being made by a transaction that has not ended for %.0f s; nothing was done, try again", retireWait.Seconds())
+// ErrRetireBusy is returned when a transaction that makes links does not end, or somebody has locked audit_events.
+// Nothing is retired.
+var ErrRetireBusy = fmt.Errorf("no lock within %.0f s: a transaction that makes links of this key has not ended, or audit_events is locked, pg_stat_activity names who; nothing was done, try again", retireWait.Seconds())
 
 // RetireKey closes a signing key for ever and revokes its live links. It returns how many it revoked. After an error
 // the key may be retired and some of the links not be revoked yet, though dead; a second call revokes the rest.
