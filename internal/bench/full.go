@@ -94,13 +94,18 @@ func (b *bench) planned(ctx context.Context, name string) (*pgxpool.Pool, error)
 	if err != nil {
 		return nil, err
 	}
+	return pool, planAsWorkers(ctx, pool, name)
+}
+
+// planAsWorkers has sessions of a pool's database, name, plan as a worker's.
+func planAsWorkers(ctx context.Context, pool *pgxpool.Pool, name string) error {
 	for setting, value := range portal.PlannerSettings {
 		if _, err := pool.Exec(ctx, "ALTER DATABASE "+name+" SET "+setting+" = "+value); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	pool.Reset()
-	return pool, nil
+	return nil
 }
 
 // intoEmpty is intakeRound on a database of its own, which goes again.

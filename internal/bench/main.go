@@ -84,7 +84,7 @@ type part struct {
 }
 
 var parts = []part{{"intake", (*bench).intake}, {"service", (*bench).service}, {"bulk", (*bench).bulk}, {"crash", (*bench).crash}, {"million", (*bench).million},
-	{"clicks", (*bench).clicks}, {"full", (*bench).full}, {"audit", (*bench).audit}, {"workers", (*bench).workers},
+	{"clicks", (*bench).clicks}, {"full", (*bench).full}, {"settings", (*bench).settings}, {"audit", (*bench).audit}, {"workers", (*bench).workers},
 	{"stampede", (*bench).stampede}, {"outage", (*bench).outage}, {"burst", (*bench).burst}}
 
 func partNames() (names []string) {
