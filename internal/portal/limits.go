@@ -136,7 +136,7 @@ type limit struct {
 }
 
 func newLimit(burst int, every time.Duration) *limit {
-	return &limit{burst: time.Duration(burst) * every, every: every, fullAt: newRecent[[16]byte, int64](limitEntries, forgetAfter)}
+	return &limit{burst: time.Duration(burst) * every, every: every, fullAt: newRecent[[16]byte, int64](limitEntries, forgetAfter, 0)}
 }
 
 func (l *limit) take(key [16]byte, now time.Time) (retryAfter time.Duration, ok bool) {
@@ -161,16 +161,17 @@ func (l *limit) take(key [16]byte, now time.Time) (retryAfter time.Duration, ok 
 // when that is full or has lasted its time, it becomes the old one and the old one is dropped. So
 // it keeps, as an LRU list would, whatever was put within the last `most` other keys and the time
 // `keep`; it needs no list, holds no pointers for the garbage collector to follow, takes memory
-// only as it fills and gives it back by itself. It is not safe for concurrent use.
+// beyond its room only as it fills and gives it back by itself. It is not safe for concurrent use.
 type recent[K comparable, V any] struct {
 	most       int
 	keep       time.Duration
+	room       int // of a generation from its start
 	turned     time.Time
 	young, old map[K]V
 }
 
-func newRecent[K comparable, V any](most int, keep time.Duration) *recent[K, V] {
-	return &recent[K, V]{most: most, keep: keep, young: map[K]V{}}
+func newRecent[K comparable, V any](most int, keep time.Duration, room int) *recent[K, V] {
+	return &recent[K, V]{most: most, keep: keep, room: room, young: make(map[K]V, room)}
 }
 
 func (m *recent[K, V]) get(key K) (V, bool) {
@@ -186,12 +187,12 @@ func (m *recent[K, V]) put(key K, v V, now time.Time) {
 	// was really set back counts as a long time.
 	switch age := now.Sub(m.turned).Abs(); {
 	case age >= m.keep:
-		m.old, m.young, m.turned = m.young, map[K]V{}, now
+		m.old, m.young, m.turned = m.young, make(map[K]V, m.room), now
 	case len(m.young) >= m.most: // a flood: the room of the dropped ones is needed again at once
 		clear(m.old)
 		m.old, m.young, m.turned = m.young, m.old, now
 		if m.young == nil {
-			m.young = map[K]V{}
+			m.young = make(map[K]V, m.room)
 		}
 	}
 	m.young[key] = v

@@ -62,7 +62,8 @@ const (
 	// How long the page may stand open before its button is pressed.
 	pageKept = 24 * time.Hour
 
-	// Entries in one generation of a table; a table has two. Full, both tables take 7 MB.
+	// Entries in one generation of a table; a table has two. Full, both tables take 7 MB. That of pages, which
+	// would take hours or days to fill, has its 2 MB from the start: whoever looks at a process' memory sees what it will be.
 	pageEntries  = 32 << 10
 	burstEntries = 8 << 10
 )
@@ -95,8 +96,8 @@ func NewDetector() *Detector {
 	return &Detector{
 		agents: parseAgents(agentsJSON),
 		seed:   maphash.MakeSeed(),
-		pages:  newRecent[uint64, struct{}](pageEntries, pageKept),
-		bursts: newRecent[uint64, burst](burstEntries, burstWindow),
+		pages:  newRecent[uint64, struct{}](pageEntries, pageKept, pageEntries),
+		bursts: newRecent[uint64, burst](burstEntries, burstWindow, 0),
 	}
 }
 
