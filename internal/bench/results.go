@@ -1,11 +1,6 @@
 package main
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -49,17 +44,8 @@ func resultsFile(docs string) string { return filepath.Join(docs, "performance",
 // readResults is empty where nothing was measured yet.
 func readResults(docs string) (results, error) {
 	all := results{}
-	body, err := os.ReadFile(resultsFile(docs))
-	if errors.Is(err, fs.ErrNotExist) {
-		return all, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err := json.Unmarshal(body, &all); err != nil {
-		return nil, fmt.Errorf("%s: %w", resultsFile(docs), err)
-	}
-	return all, nil
+	err := rig.ReadResults(resultsFile(docs), &all)
+	return all, err
 }
 
 // keep puts a part's result in place of the one before and renders the page. It runs after each part: a part that
@@ -70,18 +56,7 @@ func keep(docs, part string, r *result) error {
 		return err
 	}
 	all[part] = r
-	body, err := json.MarshalIndent(all, "", "\t")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(resultsFile(docs)), 0o755); err != nil {
-		return err
-	}
-	fresh := resultsFile(docs) + ".new" // what ends this process in between leaves the old ones
-	if err := os.WriteFile(fresh, append(body, '\n'), 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(fresh, resultsFile(docs)); err != nil {
+	if err := rig.WriteResults(resultsFile(docs), all); err != nil {
 		return err
 	}
 	return render(docs, all)

@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,19 +49,9 @@ var pageTemplate string
 func resultsFile(docs string) string { return filepath.Join(docs, "reliability", "results.json") }
 
 // readResults is empty where nothing was run yet.
-func readResults(docs string) (results, error) {
-	var all results
-	body, err := os.ReadFile(resultsFile(docs))
-	if errors.Is(err, fs.ErrNotExist) {
-		return all, nil
-	}
-	if err == nil {
-		err = json.Unmarshal(body, &all)
-	}
-	if err != nil {
-		return all, fmt.Errorf("%s: %w", resultsFile(docs), err)
-	}
-	return all, nil
+func readResults(docs string) (all results, err error) {
+	err = rig.ReadResults(resultsFile(docs), &all)
+	return all, err
 }
 
 // keep changes the results and renders the page.
@@ -73,18 +61,7 @@ func keep(docs string, change func(*results)) error {
 		return err
 	}
 	change(&all)
-	body, err := json.MarshalIndent(all, "", "\t")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(resultsFile(docs)), 0o755); err != nil {
-		return err
-	}
-	fresh := resultsFile(docs) + ".new" // what ends this process in between leaves the old ones
-	if err := os.WriteFile(fresh, append(body, '\n'), 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(fresh, resultsFile(docs)); err != nil {
+	if err := rig.WriteResults(resultsFile(docs), all); err != nil {
 		return err
 	}
 	return render(docs, all)
