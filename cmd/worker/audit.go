@@ -195,13 +195,15 @@ which a worker publishes as audit.sealed.`,
 
 func newAuditExportCommand() *cobra.Command {
 	var e audit.Export
-	var since, format string
+	var since, until, format string
 	cmd := &cobra.Command{
 		Use:   "export",
 		Short: "Write audit rows to standard output, as CSV or JSON Lines",
-		Long: `Streams rows in the order of the chain. --since takes a time (RFC 3339), a date or a duration that ends now.
+		Long: `Streams rows in the order of the chain. --since and --until take a time (RFC 3339), a date (from its start on, UTC) or a duration
+that ends now.
 Addresses and user agents of visitors are left out unless --visitors is given.`,
 		Example: `  worker audit export --since 720h --format jsonl | gzip > audit.jsonl.gz
+  worker audit export --since 2026-11-01 --until 2026-12-01 > november.csv
   worker audit export --customer cus_9s6XKzkNRiz8i3 --visitors > timeline.csv`,
 		Args: cobra.NoArgs,
 	}
@@ -210,14 +212,21 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 		if write == nil {
 			return cli.Usagef("--format must be csv or jsonl")
 		}
-		for _, name := range []string{"customer", "campaign", "since"} { // a script's variable that is not set must not hand out everybody's
+		for _, name := range []string{"customer", "campaign", "since", "until"} { // a script's variable that is not set must not hand out everybody's
 			if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
 				return cli.Usagef("--%s: is empty", name)
 			}
 		}
 		var err error
-		if e.Since, err = parseSince(since, time.Now()); err != nil {
+		now := time.Now()
+		if e.Since, err = parseWhen("since", since, now); err != nil {
 			return err
+		}
+		if e.Until, err = parseWhen("until", until, now); err != nil {
+			return err
+		}
+		if !e.Until.IsZero() && !e.Since.Before(e.Until) {
+			return cli.Usagef("--until: must be after --since")
 		}
 		return withAudit(func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool) error {
 			n, err := write(e, ctx, db, cmd.OutOrStdout())
@@ -228,6 +237,7 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 		})(cmd, args)
 	}
 	cmd.Flags().StringVar(&since, "since", "", "rows from then on: 2026-11-01, 2026-11-01T09:00:00Z or 720h")
+	cmd.Flags().StringVar(&until, "until", "", "rows before then")
 	cmd.Flags().StringVar(&e.Customer, "customer", "", "rows about links of this customer")
 	cmd.Flags().StringVar(&e.Campaign, "campaign", "", "rows about links of this campaign")
 	cmd.Flags().StringVar(&format, "format", "csv", "csv or jsonl")
@@ -235,8 +245,8 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 	return cmd
 }
 
-// parseSince takes a time, a date (its start, UTC) or a duration before now.
-func parseSince(s string, now time.Time) (time.Time, error) {
+// parseWhen takes a flag's time, date (its start, UTC) or duration before now; empty is the zero time.
+func parseWhen(flag, s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
@@ -248,7 +258,7 @@ func parseSince(s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	return time.Time{}, cli.Usagef("--since %s: must be a time such as 2026-11-01T09:00:00Z, a date or a duration such as 720h", cli.Printable(s))
+	return time.Time{}, cli.Usagef("--%s %s: must be a time such as 2026-11-01T09:00:00Z, a date or a duration such as 720h", flag, cli.Printable(s))
 }
 
 func newAuditEraseCommand() *cobra.Command {

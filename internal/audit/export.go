@@ -19,6 +19,7 @@ import (
 // Export says which rows are wanted; what is empty takes all.
 type Export struct {
 	Since    time.Time
+	Until    time.Time // rows before then
 	Customer string
 	Campaign string
 	Visitors bool // with addresses and user agents, where they are not erased yet
@@ -42,9 +43,10 @@ type exported struct {
 	UserAgent   *string         `json:"user_agent,omitempty"`
 }
 
-// CSV writes the rows in the order of the chain, as CSV (RFC 4180) with a header line, and returns how many.
+// CSV writes the rows in the order of the chain, as CSV (RFC 4180) with a header line, and returns how many. Where the rows
+// can't be read, it writes nothing.
 func (e Export) CSV(ctx context.Context, db *pgxpool.Pool, to io.Writer) (int64, error) {
-	w := csv.NewWriter(to)
+	w := csv.NewWriter(to) // which has room for the header
 	header := []string{"seq", "id", "at", "kind", "link_id", "request_id", "click_id", "customer", "campaign", "source", "detail", "visitor_hash"}
 	if e.Visitors {
 		header = append(header, "ip", "user_agent")
@@ -60,6 +62,9 @@ func (e Export) CSV(ctx context.Context, db *pgxpool.Pool, to io.Writer) (int64,
 		}
 		return w.Write(record)
 	})
+	if n == 0 && err != nil {
+		return 0, err
+	}
 	w.Flush()
 	if err == nil && w.Error() != nil {
 		err = fmt.Errorf("write the export: %w", w.Error())
@@ -123,12 +128,12 @@ func (e Export) each(ctx context.Context, db *pgxpool.Pool, do func(*exported) e
 	return n, nil
 }
 
-// sql begins behind the seals that were made an hour before since: what they hold was committed by then. Clocks of workers
-// and of the database may differ by less.
+// sql begins behind the seals that were made an hour before since: what they hold was committed by then. It ends with the
+// first one an hour after until. Clocks of workers and of the database may differ by less.
 //
 // Whose link it was says the row that issued it, which is sealed: the first of its kind, since the worker's role can add another one,
 // and can't choose its number. Only where that says nothing (0.1.0 wrote it) or is not there, it is links. Both are looked up row by
-// row, so that rows come at once and in order, whatever there is; a link's rows mostly follow each other.
+// row, so that rows come at once and in order, whatever there is.
 func (e Export) sql() string {
 	visitors, where := `NULL::text, NULL::text FROM audit_events e`, ` WHERE true`
 	if e.Visitors {
@@ -144,11 +149,26 @@ func (e Export) sql() string {
 		where += ` AND e.at >= @since AND e.seq > coalesce((SELECT last_seq FROM audit_seals
 			WHERE sealed_at < @since::timestamptz - interval '1 hour' ORDER BY number DESC LIMIT 1), 0)`
 	}
+	if !e.Until.IsZero() {
+		where += ` AND e.at < @until AND e.seq <= coalesce((SELECT last_seq FROM audit_seals
+			WHERE sealed_at > @until::timestamptz + interval '1 hour' ORDER BY number LIMIT 1), 9223372036854775807)`
+	}
 	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, ` + ofCustomer + `, ` + ofCampaign + `, ` + ofSource + `, e.detail::text, e.visitor_hash, ` +
-		visitors + ` LEFT JOIN LATERAL (SELECT detail FROM (
-				SELECT detail, seq FROM audit_events WHERE link_id = e.link_id AND kind = 'link.issued' OFFSET 0 -- or LIMIT 1 could have it go through all by seq
-			) t ORDER BY seq LIMIT 1) i ON true
+		visitors + ` LEFT JOIN LATERAL (SELECT coalesce(` + issued(` AND id >= `+hoursFrom(-1)+` AND id < `+hoursFrom(2)) + `, ` + issued(``) + `) AS detail) i ON true
 		LEFT JOIN LATERAL (SELECT stripe_customer, campaign, source FROM links WHERE id = e.link_id OFFSET 0) l ON i.detail ? 'customer' IS NOT TRUE` + where + ` ORDER BY e.seq, e.id`
+}
+
+// issued is the detail of the row that issued e's link. In all months it is looked for only where it does not stand near the link,
+// whose id is as old as it is: there can be many.
+func issued(near string) string {
+	return `(SELECT detail FROM (
+			SELECT detail, seq FROM audit_events WHERE link_id = e.link_id AND kind = 'link.issued'` + near + ` OFFSET 0 -- or LIMIT 1 could have it go through all by seq
+		) t ORDER BY seq LIMIT 1)`
+}
+
+// hoursFrom is the least id of a row in the n-th span of 4.7 hours (2^24 ms) after that of e's link. (An auditor may not call audit_id_at.)
+func hoursFrom(n int) string {
+	return fmt.Sprintf(`(lpad(to_hex(('x' || left(e.link_id::text, 6))::bit(24)::int + %d), 6, '0') || '00-0000-0000-0000-000000000000')::uuid`, n)
 }
 
 // What a row tells of whom it is about. An erasure is of no link, and of a customer.
@@ -167,5 +187,5 @@ func about(field, column string) string {
 }
 
 func (e Export) args() pgx.NamedArgs {
-	return pgx.NamedArgs{"since": e.Since, "customer": e.Customer, "campaign": e.Campaign}
+	return pgx.NamedArgs{"since": e.Since, "until": e.Until, "customer": e.Customer, "campaign": e.Campaign}
 }

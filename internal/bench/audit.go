@@ -67,13 +67,14 @@ const (
 	yearOfRows = `INSERT INTO audit_events (id, at, kind, link_id, request_id, click_id, detail, visitor_hash)
 		SELECT (left(audit_id_at(t)::text, 13) || '-7000-8000-' || lpad(to_hex(i), 12, '0'))::uuid, t,
 			(ARRAY['link.issued', 'link.opened', 'click.started', 'session.created'])[step + 1],
-			('01970000' || lpad(to_hex(link), 8, '0') || '70008000' || substr(md5(link::text), 1, 8))::uuid, 'in_' || md5(link::text),
+			(left(audit_id_at(issued)::text, 13) || '-7000-8000-' || left(md5(link::text), 12))::uuid, 'in_' || md5(link::text),
 			CASE WHEN step > 1 THEN gen_random_uuid() END,
 			(ARRAY['{"customer": "cus_' || left(md5((link / 10)::text), 14) || '", "source": "dunning", "campaign": "2026-11-card-expiry"}', '{"state": "live", "method": "GET", "signals": [], "verdict": "person"}', '{"signals": [], "verdict": "person"}',
 				'{"livemode": true, "session_id": "bps_1PqRsTuVwXyZaBcDeFgHiJkL", "stripe_request_id": "req_AbCdEfGhIjKlMn"}'])[step + 1]::jsonb,
 			CASE WHEN step IN (1, 2) THEN sha256(` + salt + ` || substring(inet_send('203.0.113.7') FROM 4) || convert_to(` + userAgent + `, 'UTF8')) END
 		FROM generate_series($1::int, $2::int) i, LATERAL (SELECT i / 40000 * 10000 + i % 10000 AS link, i / 10000 % 4 AS step) AS what,
-			LATERAL (SELECT date_trunc('month', now()) - interval '11 months' AS start) AS year, LATERAL (SELECT start + i * ((now() - start) / $3::int)) AS at (t)`
+			LATERAL (SELECT date_trunc('month', now()) - interval '11 months' AS start) AS year,
+			LATERAL (SELECT start + i * ((now() - start) / $3::int), start + (i / 40000 * 40000 + i % 10000) * ((now() - start) / $3::int)) AS at (t, issued)`
 
 	monthOfVisitors = `INSERT INTO audit_visitors (event_id, at, ip, user_agent, salt)
 		SELECT id, at, '203.0.113.7', ` + userAgent + `, ` + salt + `
