@@ -140,7 +140,7 @@ type namer func(fill, i int) (id, customer string)
 
 // inOrder names requests so that each goes behind the one before it in every index.
 func inOrder(fill, i int) (id, customer string) {
-	return fmt.Sprintf("bench-%d-%d", fill, i), fmt.Sprintf("cus_Bench%d", i)
+	return fmt.Sprintf("bench-%04d-%07d", fill, i), fmt.Sprintf("cus_Bench%04d%07d", fill, i)
 }
 
 // fill publishes n requests.
