@@ -56,7 +56,12 @@ func (f *letterFlags) given() bool { return *f != letterFlags{} }
 
 var codePattern = regexp.MustCompile(`^[a-z_]{1,40}$`)
 
-func (f *letterFlags) filter(now time.Time) (filter producer.DeadFilter, err error) {
+func (f *letterFlags) filter(cmd *cobra.Command, now time.Time) (filter producer.DeadFilter, err error) {
+	for _, name := range []string{"code", "source", "since", "until"} { // a script's variable that is not set must not mean all letters
+		if flag := cmd.Flags().Lookup(name); flag.Changed && flag.Value.String() == "" {
+			return filter, cli.Usagef("--%s: is empty", name)
+		}
+	}
 	filter = producer.DeadFilter{Code: f.code, Source: f.source, Limit: f.limit}
 	if f.code != "" && !codePattern.MatchString(f.code) {
 		return filter, cli.Usagef("--code takes a code such as invalid_field")
@@ -106,7 +111,7 @@ how many of each code.`,
 		Example: "  enqueue dead list --since 24h\n  enqueue dead list --code invalid_field --source dunning\n  enqueue dead list --json | jq -r .reason | sort | uniq -c | sort -rn",
 		Args:    cobra.NoArgs,
 		RunE: withClient(func(ctx context.Context, cmd *cobra.Command, client *producer.Client, _ []string) error {
-			filter, err := f.filter(time.Now())
+			filter, err := f.filter(cmd, time.Now())
 			if err != nil {
 				return err
 			}

@@ -76,7 +76,7 @@ func (f *replayFlags) check(args []string) error {
 }
 
 func (f *replayFlags) run(ctx context.Context, cmd *cobra.Command, client *producer.Client, args []string) error {
-	filter, err := f.filter(time.Now())
+	filter, err := f.filter(cmd, time.Now())
 	if err != nil {
 		return err
 	}

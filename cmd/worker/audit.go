@@ -19,7 +19,6 @@ import (
 	"latchkey/internal/cli"
 	"latchkey/internal/jobs"
 	"latchkey/internal/portal"
-	"latchkey/migrations"
 )
 
 func newAuditCommand() *cobra.Command {
@@ -51,7 +50,7 @@ func withAudit(f func(ctx context.Context, cmd *cobra.Command, db *pgxpool.Pool)
 		err = f(cmd.Context(), cmd, pool)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "42P01" { // undefined_table
-			return fmt.Errorf("%w: %w; is it the right database? If so, run 'worker migrate' first", migrations.ErrBehind, err)
+			return fmt.Errorf("a table is not there: %w; is it the right database, and 'worker migrate' through? If both, 'worker audit verify' tells what is gone", err)
 		}
 		if portal.RefusesUser(err) {
 			return fmt.Errorf("the user of DATABASE_URL lacks a right: %w; docs/audit.md says which this takes", err)
@@ -267,8 +266,8 @@ func newAuditEraseCommand() *cobra.Command {
 		Use:   "erase --customer ID",
 		Short: "Delete what is personal of one customer; the audit's proof still holds",
 		Long: `Deletes the visitors' rows (addresses, user agents) of the customer's links, and from the links where they were
-delivered to and with what data. The audit itself holds none of these. The links live on, but are not
-delivered or renewed any more, and their request ids can't be used again. Dead letters stay in NATS: see docs/audit.md.
+delivered to and with what data. The audit itself holds none of these. The links live on, but those that were to be
+delivered are not delivered or renewed any more, and their request ids can't be used again. Dead letters stay in NATS: see docs/audit.md.
 An audit row (audit.erased) says that it was done, of which customer, by whom and why.
 
 The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
@@ -298,7 +297,7 @@ The user of DATABASE_URL must be the schema's owner, as for 'worker migrate'.`,
 				return fmt.Errorf("%w: %s", err, cli.Printable(of.Customer))
 			}
 			if err == nil {
-				cmd.Printf("erased %s visitors' rows, and the deliveries of %s\n", comma(erased.Visitors), count(erased.Links, "link"))
+				cmd.Printf("erased %s of visitors, and the deliveries of %s\n", count(erased.Visitors, "row"), count(erased.Links, "link"))
 				cmd.Printf("who looks at one of their links from now on, also at one that has ended, is written down again: erase again, or wait for VISITOR_RETENTION\n")
 			}
 			return err

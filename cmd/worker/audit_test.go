@@ -53,7 +53,7 @@ func TestAuditCommands(t *testing.T) {
 	}
 
 	if code, out := d.command(nil, "audit", "erase", "--customer", link.Customer, "--reason", "ticket 4711"); code != 0 ||
-		out != "erased 2 visitors' rows, and the deliveries of 0 links\nwho looks at one of their links from now on, also at one that has ended, is written down again: erase again, or wait for VISITOR_RETENTION\n" {
+		out != "erased 2 rows of visitors, and the deliveries of 0 links\nwho looks at one of their links from now on, also at one that has ended, is written down again: erase again, or wait for VISITOR_RETENTION\n" {
 		t.Errorf("erase: exit %d\n%s", code, out)
 	}
 	if code, out := d.command(nil, "audit", "verify", "--head", head); code != 0 || !strings.Contains(out, "visitors  0 rows as hashed, 2 gone: ") {

@@ -314,9 +314,9 @@ func (d *dev) completeConfig() error {
 	set(&d.cfg.WebhookSecrets, devWebhookSecret)
 	d.cfg.WebhookPrivate = true // who tries webhooks has the target on this machine
 	d.page.WebhookSecret = strings.Split(d.cfg.WebhookSecrets, ",")[0]
-	if kept, err := os.ReadFile(d.keysPath()); d.page.Simulator != "" && d.catcher != nil && err == nil && strings.TrimSpace(string(kept)) == d.cfg.LinkKeys {
-		d.page.Check = fmt.Sprintf("STRIPE_API_KEY=%s STRIPE_API_BASE=%s LINK_BASE_URL=%s LINK_KEYS_FILE=%s SMTP_URL=%s MAIL_FROM=billing@example.com",
-			d.cfg.StripeAPIKey, d.cfg.StripeAPIBase, d.cfg.LinkBaseURL, d.keysPath(), d.cfg.SMTPURL) // nothing of the user's own
+	if kept, err := os.ReadFile(d.keysPath()); d.page.Simulator != "" && d.catcher != nil && d.cfg.WebhookSecrets == devWebhookSecret && err == nil && strings.TrimSpace(string(kept)) == d.cfg.LinkKeys {
+		d.page.Check = fmt.Sprintf("STRIPE_API_KEY=%s STRIPE_API_BASE=%s LINK_BASE_URL=%s LINK_KEYS_FILE=%s SMTP_URL=%s MAIL_FROM=billing@example.com WEBHOOK_SECRETS=%s WEBHOOK_ALLOW_PRIVATE=true",
+			d.cfg.StripeAPIKey, d.cfg.StripeAPIBase, d.cfg.LinkBaseURL, d.keysPath(), d.cfg.SMTPURL, devWebhookSecret) // nothing of the user's own
 	}
 	if len(d.cfg.ReturnURLHosts) == 0 {
 		d.cfg.ReturnURLHosts = []string{strings.TrimPrefix(d.page.Start, "http://"), "app.example.com"}

@@ -54,8 +54,8 @@ var (
 	ErrOtherSeal = errors.New("the chain does not go through the head that you kept: it was made anew, unless the head is mistyped or another database's")
 )
 
-// ErrTableGone is returned where the database has one of the audit's tables and not the other.
-var ErrTableGone = errors.New("the audit is not what it was: audit_events or audit_seals was dropped or renamed")
+// ErrTableGone is returned where the database has some of the audit's tables and not the others.
+var ErrTableGone = errors.New("the audit is not what it was: audit_events, audit_seals or audit_visitors was dropped or renamed")
 
 // Finding is a Verify's error for programs.
 type Finding struct {

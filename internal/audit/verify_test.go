@@ -109,7 +109,7 @@ func TestKeptHead(t *testing.T) {
 		}
 	}
 
-	for _, table := range []string{"audit_seals", "audit_events"} {
+	for _, table := range []string{"audit_seals", "audit_events", "audit_visitors"} {
 		b.tamper(`ALTER TABLE ` + table + ` RENAME TO gone`)
 		for _, err := range []error{errOf(b.verify(Head{}, first)), errOf(b.verify(Head{}, Head{}))} {
 			if !errors.Is(err, ErrTableGone) || Found(err) == nil {

@@ -130,7 +130,7 @@ func lookAhead(r *bufio.Reader, enough func([]byte) bool) []byte {
 	}
 }
 
-var errNoID = errors.New("the row has no id; give it one, or name the campaign (--campaign) and the customer, of which one is made")
+var errNoID = errors.New("the row has no id; give it one, or name the campaign (--campaign) and the customer (of JSON Lines, session.customer), of which one is made")
 
 // deriveID makes the id of a request that names none: the same campaign, customer and account give the same
 // one, for ever. Changing it would give every customer of a campaign that is run again a second link.

@@ -174,8 +174,11 @@ func lint(body []byte) error {
 	dec := decoders.Get().(*jsontext.Decoder)
 	defer decoders.Put(dec)
 	dec.Reset(bytes.NewBuffer(body)) // which it reads in place
-	if dec.PeekKind() != '{' {
-		return &Rejection{InvalidJSON, "a request must be a JSON object (got " + kindName(dec.PeekKind()) + ")"}
+	if kind := dec.PeekKind(); kind != '{' {
+		if _, err := dec.ReadValue(); err != nil {
+			kind = jsontext.KindInvalid // it only begins as that does: "not JSON" as null
+		}
+		return &Rejection{InvalidJSON, "a request must be a JSON object (got " + kindName(kind) + ")"}
 	}
 	nul := bytes.Contains(body, []byte(`\u0000`)) // perhaps
 	top := ""                                     // the field of the request that the decoder is in

@@ -62,6 +62,8 @@ func TestParseRequestRefusesWhatIsNoJSONObject(t *testing.T) {
 		{"white space", " \n\t", InvalidJSON, "JSON object"},
 		{"garbage", "zebra", InvalidJSON, "JSON object"},
 		{"null", "null", InvalidJSON, "null"},
+		{"begins as null", "not json", InvalidJSON, "got no JSON"},
+		{"begins as false", "foo", InvalidJSON, "got no JSON"},
 		{"array", "[" + whole + "]", InvalidJSON, "an array"},
 		{"number", "424242", InvalidJSON, "a number"},
 		{"string", `"zebra"`, InvalidJSON, "a string"},

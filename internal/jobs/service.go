@@ -301,14 +301,15 @@ func (s *Service) Get(ctx context.Context, id string) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Whoever holds a link can add to its timeline by opening it; what happened otherwise goes first.
-	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE link_id = $2 AND id >= $4
-		ORDER BY kind = 'link.opened', at DESC LIMIT $3)`, link.ID, timelineRows, portal.FirstID(link.CreatedAt.Add(-time.Hour)))
+	// Whoever holds a link can add to its timeline by opening it; what happened otherwise goes first. Of its request's id it also
+	// tells what was rejected: another request under the same id.
+	rows, err := portal.LoadAudit(ctx, s.Store.Pool, `id IN (SELECT id FROM audit_events WHERE (link_id = $2 OR kind = 'request.rejected' AND request_id = $3) AND id >= $5
+		ORDER BY kind = 'link.opened', at DESC LIMIT $4)`, link.ID, link.RequestID, timelineRows, portal.FirstID(link.CreatedAt.Add(-time.Hour)))
 	if err != nil {
 		return nil, err
 	}
 	var total int
-	if err := s.Store.Pool.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE link_id = $1`, link.ID).Scan(&total); err != nil {
+	if err := s.Store.Pool.QueryRow(ctx, `SELECT count(*) FROM audit_events WHERE link_id = $1 OR kind = 'request.rejected' AND request_id = $2`, link.ID, link.RequestID).Scan(&total); err != nil {
 		return nil, fmt.Errorf("count audit rows: %w", err)
 	}
 	return &Status{Link: s.linkStatus(link), Timeline: timeline(rows), Omitted: max(0, total-len(rows))}, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -218,6 +219,29 @@ func TestServiceGetWithoutALink(t *testing.T) {
 	} {
 		if _, code, text := w.ask(GetSubject, []byte(body)); code != want || text == "" {
 			t.Errorf("get %s answers %s %q, want %s", body, code, text, want)
+		}
+	}
+}
+
+// Whoever sent another request under the id of a link learns from the link's status that it was rejected.
+func TestServiceGetTellsOfAConflict(t *testing.T) {
+	t.Parallel()
+	w := setup(t)
+	w.serveLinks()
+	w.issue(request("a"))
+	w.issue(request("b"))
+	if _, code, _ := w.ask(CreateSubject, request("a", "campaign", "other")); code != string(IDConflict) {
+		t.Fatal(code)
+	}
+	for id, want := range map[string][]portal.Kind{"a": {portal.LinkIssued, portal.RequestRejected}, "b": {portal.LinkIssued}} {
+		var got Status
+		w.answer(GetSubject, []byte(`{"id":"`+id+`"}`), &got)
+		var kinds []portal.Kind
+		for _, h := range got.Timeline {
+			kinds = append(kinds, h.Kind)
+		}
+		if !slices.Equal(kinds, want) || got.Omitted != 0 {
+			t.Errorf("%s: %v, %d omitted", id, kinds, got.Omitted)
 		}
 	}
 }
