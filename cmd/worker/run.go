@@ -394,7 +394,7 @@ func checkSchema(ctx context.Context, url string) error {
 		return fmt.Errorf("%w; run 'worker migrate' first", err)
 	}
 	if portal.RefusesUser(err) {
-		return fmt.Errorf("the user of DATABASE_URL lacks a right: %w; 'GRANT %s TO <user>' is enough for the service, 'keys retire' and 'audit erase' take the schema's owner", err, migrations.AppRole)
+		return fmt.Errorf("the user of DATABASE_URL lacks a right: %w; 'GRANT %s TO <user>', who must inherit its rights, is enough for the service; 'keys retire' and 'audit erase' take the schema's owner", err, migrations.AppRole)
 	}
 	return err
 }

@@ -128,8 +128,8 @@ func (e Export) each(ctx context.Context, db *pgxpool.Pool, do func(*exported) e
 	return n, nil
 }
 
-// sql begins behind the seals that were made an hour before since: what they hold was committed by then. It ends with the
-// first one an hour after until. Clocks of workers and of the database may differ by less.
+// sql begins behind the seals that were made an hour before since: what they hold was committed by then. Clocks of workers
+// and of the database may differ by less. (No seal tells where until ends: seals can be hours late, and a row told of later.)
 //
 // Whose link it was says the row that issued it, which is sealed: the first of its kind, since the worker's role can add another one,
 // and can't choose its number. Only where that says nothing (0.1.0 wrote it) or is not there, it is links. Both are looked up row by
@@ -150,8 +150,7 @@ func (e Export) sql() string {
 			WHERE sealed_at < @since::timestamptz - interval '1 hour' ORDER BY number DESC LIMIT 1), 0)`
 	}
 	if !e.Until.IsZero() {
-		where += ` AND e.at < @until AND e.seq <= coalesce((SELECT last_seq FROM audit_seals
-			WHERE sealed_at > @until::timestamptz + interval '1 hour' ORDER BY number LIMIT 1), 9223372036854775807)`
+		where += ` AND e.at < @until`
 	}
 	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, ` + ofCustomer + `, ` + ofCampaign + `, ` + ofSource + `, e.detail::text, e.visitor_hash, ` +
 		visitors + ` LEFT JOIN LATERAL (SELECT coalesce(` + issued(` AND id >= `+hoursFrom(-1)+` AND id < `+hoursFrom(2)) + `, ` + issued(``) + `) AS detail) i ON true

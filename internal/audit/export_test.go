@@ -33,7 +33,7 @@ func TestExport(t *testing.T) {
 	}{
 		"all": {Export{}, 5}, "customer": {Export{Customer: "cus_jo"}, 3}, "campaign": {Export{Campaign: "c"}, 3}, "visitors": {Export{Customer: "cus_jo", Visitors: true}, 3}, "nobody": {Export{Customer: "cus_x"}, 0},
 		"since": {Export{Since: time.Now().Add(-time.Hour)}, 4}, "since long ago": {Export{Since: time.Now().Add(-100 * time.Hour)}, 5}, "to come": {Export{Since: time.Now().Add(time.Hour)}, 0},
-		"until": {Export{Until: time.Now().Add(-time.Hour)}, 1}, "two days ago": {Export{Since: time.Now().Add(-100 * time.Hour), Until: time.Now().Add(-time.Hour)}, 1},
+		"until": {Export{Until: time.Now().Add(-time.Hour)}, 1}, "two days ago": {Export{Since: time.Now().Add(-100 * time.Hour), Until: time.Now().Add(-25 * time.Hour)}, 1},
 		"until long ago": {Export{Until: time.Now().Add(-100 * time.Hour)}, 0}, "until soon": {Export{Until: time.Now().Add(3 * time.Hour)}, 5},
 	} {
 		var asCSV, asJSON bytes.Buffer

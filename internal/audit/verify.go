@@ -98,10 +98,10 @@ func Verify(ctx context.Context, db *pgxpool.Pool, since, kept Head, progress fu
 	if !errors.As(err, &pg) || pg.Code != "42P01" { // undefined_table
 		return v, err
 	}
-	// Without both, or from before 00005, it is another database, or one that is not migrated.
+	// Without any, or from before 00005, it is another database, or one that is not migrated.
 	var gone bool
 	if err := db.QueryRow(ctx, `SELECT to_regclass('audit_seals') IS NOT NULL
-		OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass('audit_events') AND attname = 'seq')`).Scan(&gone); err != nil {
+		OR EXISTS (SELECT FROM pg_attribute WHERE (attrelid, attname) IN ((to_regclass('audit_events'), 'seq'), (to_regclass('audit_visitors'), 'salt')))`).Scan(&gone); err != nil {
 		return v, fmt.Errorf("look for the audit's tables: %w", err)
 	}
 	if gone {

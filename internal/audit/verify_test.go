@@ -118,6 +118,13 @@ func TestKeptHead(t *testing.T) {
 		}
 		b.tamper(`ALTER TABLE gone RENAME TO ` + table)
 	}
+	b.tamper(`ALTER TABLE audit_seals RENAME TO gone`)
+	b.tamper(`ALTER TABLE audit_events RENAME TO gone_too`)
+	if _, err := b.verify(Head{}, Head{}); !errors.Is(err, ErrTableGone) {
+		t.Errorf("without both: %v", err)
+	}
+	b.tamper(`ALTER TABLE gone_too RENAME TO audit_events`)
+	b.tamper(`ALTER TABLE gone RENAME TO audit_seals`)
 	// Another database is none that was altered.
 	elsewhere := open(t, testkit.Database(t, nil), ``)
 	if _, err := Verify(t.Context(), elsewhere, Head{}, first, nil); err == nil || Found(err) != nil {

@@ -58,7 +58,7 @@ func (b *bench) intake(ctx context.Context) error {
 		}
 	}
 	// What comes next measures an idle system: the jobs that nobody worked go.
-	if _, err := b.pool.Exec(ctx, `TRUNCATE river_job`); err != nil {
+	if _, err := b.pool.Exec(ctx, `TRUNCATE river_job; DROP SCHEMA bare CASCADE`); err != nil {
 		return err
 	}
 	for _, c := range compared {
