@@ -133,7 +133,8 @@ func (e Export) each(ctx context.Context, db *pgxpool.Pool, do func(*exported) e
 //
 // Whose link it was says the row that issued it, which is sealed: the first of its kind, since the worker's role can add another one,
 // and can't choose its number. Only where that says nothing (0.1.0 wrote it) or is not there, it is links. Both are looked up row by
-// row, so that rows come at once and in order, whatever there is.
+// row, so that rows come at once and in order, whatever there is; by OFFSET 0 once for each, and for no row that is not
+// of the customer or campaign.
 func (e Export) sql() string {
 	visitors, where := `NULL::text, NULL::text FROM audit_events e`, ` WHERE true`
 	if e.Visitors {
@@ -153,7 +154,7 @@ func (e Export) sql() string {
 		where += ` AND e.at < @until`
 	}
 	return `SELECT e.seq, e.id, e.at, e.kind, e.link_id, e.request_id, e.click_id, ` + ofCustomer + `, ` + ofCampaign + `, ` + ofSource + `, e.detail::text, e.visitor_hash, ` +
-		visitors + ` LEFT JOIN LATERAL (SELECT coalesce(` + issued(` AND id >= `+hoursFrom(-1)+` AND id < `+hoursFrom(2)) + `, ` + issued(``) + `) AS detail) i ON true
+		visitors + ` LEFT JOIN LATERAL (SELECT coalesce(` + issued(` AND id >= `+hoursFrom(-1)+` AND id < `+hoursFrom(2)) + `, ` + issued(``) + `) AS detail OFFSET 0) i ON true
 		LEFT JOIN LATERAL (SELECT stripe_customer, campaign, source FROM links WHERE id = e.link_id OFFSET 0) l ON i.detail ? 'customer' IS NOT TRUE` + where + ` ORDER BY e.seq, e.id`
 }
 
