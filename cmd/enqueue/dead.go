@@ -57,10 +57,8 @@ func (f *letterFlags) given() bool { return *f != letterFlags{} }
 var codePattern = regexp.MustCompile(`^[a-z_]{1,40}$`)
 
 func (f *letterFlags) filter(cmd *cobra.Command, now time.Time) (filter producer.DeadFilter, err error) {
-	for _, name := range []string{"code", "source", "since", "until"} { // a script's variable that is not set must not mean all letters
-		if flag := cmd.Flags().Lookup(name); flag.Changed && flag.Value.String() == "" {
-			return filter, cli.Usagef("--%s: is empty", name)
-		}
+	if err := cli.NoneEmpty(cmd, "code", "source", "since", "until"); err != nil {
+		return filter, err
 	}
 	filter = producer.DeadFilter{Code: f.code, Source: f.source, Limit: f.limit}
 	if f.code != "" && !codePattern.MatchString(f.code) {

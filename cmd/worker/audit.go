@@ -211,12 +211,10 @@ Addresses and user agents of visitors are left out unless --visitors is given.`,
 		if write == nil {
 			return cli.Usagef("--format must be csv or jsonl")
 		}
-		for _, name := range []string{"customer", "campaign", "since", "until"} { // a script's variable that is not set must not hand out everybody's
-			if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
-				return cli.Usagef("--%s: is empty", name)
-			}
+		err := cli.NoneEmpty(cmd, "customer", "campaign", "since", "until")
+		if err != nil {
+			return err
 		}
-		var err error
 		now := time.Now()
 		if e.Since, err = parseWhen("since", since, now); err != nil {
 			return err
